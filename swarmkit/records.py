@@ -131,7 +131,7 @@ class Ask:
     max_tokens: int = 512
     n: int = 1
     system: str | None = None
-    params: Mapping[str, Any] = _NOTHING
+    params: Mapping[str, Any] = field(default_factory=lambda: _NOTHING)
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,11 +156,11 @@ class Batch:
 class Reply(NamedTuple):
     """One finished answer as it came off the wire.
 
-    ``index`` counts prompts within the request from 0, ``sample`` the answers to that prompt from 0. Token
+    ``prompt`` counts prompts within the request from 0, ``sample`` the answers to that prompt from 0. Token
     counts are None where the server did not say.
     """
 
-    index: int
+    prompt: int
     sample: int
     text: str
     finish_reason: str

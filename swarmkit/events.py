@@ -1,0 +1,107 @@
+"""What happens in a run, as records, and the registry of those who want to hear of it.
+
+A run's events go to plain callables. Whoever shows runs (the bar, the monitor) registers a factory under its
+keyword here, so the code that runs never imports the code that watches. Listeners are called on the I/O
+thread, must be quick, and must not raise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from .records import Failure
+
+__all__ = [
+    "WATCHERS",
+    "Listener",
+    "RequestEnded",
+    "RequestSent",
+    "RowFailed",
+    "RowsDone",
+    "RunEnded",
+    "RunEvent",
+    "RunStarted",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class RunStarted:
+    """A run begins.
+
+    Attributes
+    ----------
+    rows : int
+        Rows in the column.
+    pending : int
+        Rows that will be asked; the others failed before or were known already.
+    endpoints : sequence of str
+        Names of the endpoints, by index.
+    routes : sequence of str
+        How each endpoint is asked, by index.
+    at_s : float
+        Seconds on the run's clock.
+    """
+
+    rows: int
+    pending: int
+    endpoints: Sequence[str]
+    routes: Sequence[str]
+    at_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class RequestSent:
+    """A request goes out with these rows; ``at_s`` in seconds on the run's clock."""
+
+    ticket: int
+    endpoint: int
+    rows: Sequence[int]
+    at_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class RowsDone:
+    """Rows have their answers; their columns are filled. ``alive``: endpoints that are given work."""
+
+    ticket: int
+    endpoint: int
+    rows: Sequence[int]
+    alive: int
+    at_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class RequestEnded:
+    """A request is over, with a failure or None."""
+
+    ticket: int
+    endpoint: int
+    failure: Failure | None
+    alive: int
+    at_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class RowFailed:
+    """A row ends with an error."""
+
+    row: int
+    failure: Failure
+    at_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class RunEnded:
+    """The run is over: ``failure`` is None when every row is settled. ``cancelled``: before its end."""
+
+    failure: Failure | None
+    cancelled: bool
+    at_s: float
+
+
+RunEvent = RunStarted | RequestSent | RowsDone | RequestEnded | RowFailed | RunEnded
+Listener = Callable[[RunEvent], None]
+
+WATCHERS: dict[str, Callable[[str], Listener]] = {}
+"""Keyword (``progress``, ``monitor``) to a factory that takes the verb's name and gives a listener."""
