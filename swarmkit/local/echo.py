@@ -1,0 +1,365 @@
+"""An engine without a model: it answers with the user's own text, deterministically.
+
+It exists for tests, benchmarks and notebooks that must give the same output everywhere. The answer of a
+sequence is ``echo: <the user's text>``; with a seed (and a temperature above 0) it is ``echo 7: ...``, and
+that of sample k > 0 is ``echo #k: ...``, so that answers can be told apart. Chats and completions run the same way: a
+chat is rendered by the template first, and the user's text is found by taking the template off again. A raw
+prompt, one that is not wrapped in the template, is echoed as it stands.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import itertools
+import re
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+from .engines import Increment, Job, Message, Prompt, PromptRefusedError, Sampling, StopScan
+
+__all__ = ["EchoEngine", "Speed", "detokenize", "tokenize"]
+
+_SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+_SPECIAL_IDS = {text: i for i, text in enumerate(_SPECIAL)}
+_EOS = 2
+# A piece is at most six bytes of UTF-8, so that its id, the bytes after a leading 1, is below 2**53 and
+# every JSON reader keeps it exactly. No table is kept: all processes agree on the ids.
+_PIECE = re.compile(r"<\|(?:endoftext|im_start|im_end)\|>| ?[A-Za-z0-9_]{1,5}|[\s\S]")
+_SYSTEM = "You are an echo: you answer with the user's own words."
+_USER = "<|im_start|>user\n"
+_TAIL = "<|im_end|>\n<|im_start|>assistant\n"
+
+pieces = _PIECE.findall
+_count = lru_cache(maxsize=256)(lambda text: len(pieces(text)))
+
+
+def _id(piece: str) -> int:
+    special = _SPECIAL_IDS.get(piece)
+    return (
+        int.from_bytes(b"\1" + piece.encode("utf-8", "surrogatepass"), "big") if special is None else special
+    )
+
+
+def tokenize(text: str) -> list[int]:
+    """Token ids of a text: words of up to five characters with the space before them, else single characters.
+
+    Examples
+    --------
+    >>> detokenize(tokenize("Grüße, 世界")) == "Grüße, 世界"
+    True
+    """
+    return [_id(piece) for piece in pieces(text)]
+
+
+def detokenize(ids: Sequence[int]) -> str:
+    """Text of token ids; the inverse of `tokenize`.
+
+    Raises
+    ------
+    PromptRefusedError
+        An id that no piece of text has.
+    """
+    out: list[str] = []
+    for token in ids:
+        if 0 <= token < len(_SPECIAL):
+            out.append(_SPECIAL[token])
+            continue
+        try:
+            data = token.to_bytes(7, "big").lstrip(b"\0")
+            text = data[1:].decode("utf-8", "surrogatepass")
+        except (OverflowError, UnicodeDecodeError):
+            data, text = b"", ""
+        if not text or data[:1] != b"\1":
+            raise PromptRefusedError(f"Token id {token} is out of vocabulary")
+        out.append(text)
+    return "".join(out)
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """How fast an address plays.
+
+    Attributes
+    ----------
+    latency_s : float
+        Seconds from a sequence's start to its first token.
+    tokens_per_s : float
+        Tokens a second of one sequence, however many run; 0 is without limit.
+    max_num_seqs : int
+        Sequences that run at once; others wait for a slot. Only counts where time passes.
+    """
+
+    latency_s: float = 0.0
+    tokens_per_s: float = 0.0
+    max_num_seqs: int = 256
+
+    @property
+    def instant(self) -> bool:
+        """Whether no time passes at all."""
+        return not self.latency_s and not self.tokens_per_s
+
+
+@dataclass(slots=True, eq=False)
+class _Sequence:
+    """One answer on its way: all its tokens are known, time alone decides when they show."""
+
+    job: Job
+    answer: Increment
+    start: float = 0.0
+    sent: int = 0
+
+
+@dataclass(slots=True)
+class _Slots:
+    """The sequences of one address."""
+
+    speed: Speed
+    running: int = 0
+    waiting: deque[_Sequence] = field(default_factory=deque)
+
+
+class EchoEngine:
+    """Answers with the user's text.
+
+    Parameters
+    ----------
+    model : str, default "echo"
+        The id it is served under.
+    max_model_len : int, default 4096
+        Context in tokens; a prompt that leaves no room for an answer is refused.
+    speed : Speed, optional
+        Of all addresses that ``speeds`` does not name; instant by default.
+    speeds : mapping of str to Speed, optional
+        Of single addresses, so that one of many endpoints can be slow.
+    bos : bool, default False
+        Begin prompts with a token of their own, like models whose template holds it: then
+        ``add_special_tokens`` doubles it.
+    trim : bool, default False
+        Let the template trim the messages, as some do.
+
+    Examples
+    --------
+    >>> engine = EchoEngine()
+    >>> text = engine.render([{"role": "user", "content": "hello"}])
+    >>> got = []
+    >>> engine.submit(Job([engine.prompt(text, add_special_tokens=False)], 1, Sampling(), "127.0.0.1", got.extend))
+    >>> "".join(got[0].texts), got[0].finish
+    ('echo: hello', 'stop')
+    """
+
+    def __init__(
+        self,
+        model: str = "echo",
+        *,
+        max_model_len: int = 4096,
+        speed: Speed | None = None,
+        speeds: Mapping[str, Speed] | None = None,
+        bos: bool = False,
+        trim: bool = False,
+    ) -> None:
+        self.model = model
+        self.max_model_len = max_model_len
+        self._bos = _SPECIAL[0] if bos else ""
+        self._trim = trim
+        self._speed = speed or Speed()
+        self._speeds = dict(speeds or {})
+        self._slots: dict[str, _Slots] = {}
+        # (time of the next report, tie-break, sequence) of everything that runs, whatever its address
+        self._due: list[tuple[float, int, _Sequence]] = []
+        self._tie = itertools.count()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def prompt(self, value: str | list[int], *, add_special_tokens: bool) -> Prompt:
+        """See `Engine.prompt`."""
+        ids = None if isinstance(value, str) else value
+        text = value if isinstance(value, str) else detokenize(value)
+        if self._bos and add_special_tokens and ids is None:
+            text = self._bos + text
+        before, user, after = _split(text)
+        parts = pieces(user)
+        n_tokens = len(parts) + (_count(before) if before else 0) + (_count(after) if after else 0)
+        return Prompt(text, ids, n_tokens, parts)
+
+    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        """See `Engine.encode`."""
+        return tokenize(self._bos + text if add_special_tokens else text)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """See `Engine.decode`."""
+        return detokenize(ids)
+
+    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
+        """See `Engine.render`."""
+        turns = [(m["role"], m["content"].strip() if self._trim else m["content"]) for m in messages]
+        if turns[0][0] != "system":
+            turns.insert(0, ("system", _SYSTEM))
+        text = self._bos + "".join(f"<|im_start|>{role}\n{content}<|im_end|>\n" for role, content in turns)
+        return text + "<|im_start|>assistant\n" if add_generation_prompt else text
+
+    def submit(self, job: Job) -> None:
+        """See `Engine.submit`."""
+        speed = self._speeds.get(job.address, self._speed)
+        answers = [
+            self._answer(prompt, i * job.n + k, k, job.sampling)
+            for i, prompt in enumerate(job.prompts)
+            for k in range(job.n)
+        ]
+        if speed.instant:
+            job.sink(answers)
+            return
+        slots = self._slots.setdefault(job.address, _Slots(speed))
+        slots.waiting.extend(_Sequence(job, answer) for answer in answers)
+        self._admit(slots)
+
+    def cancel(self, job: Job) -> None:
+        """See `Engine.cancel`."""
+        job.cancelled = True
+        slots = self._slots.get(job.address)
+        if slots is None:
+            return
+        slots.waiting = deque(s for s in slots.waiting if s.job is not job)
+        kept = [entry for entry in self._due if entry[2].job is not job]
+        slots.running -= len(self._due) - len(kept)
+        heapq.heapify(kept)
+        self._due = kept
+        self._admit(slots)
+
+    def abort(self) -> None:
+        """See `Engine.abort`."""
+        left = [entry[2] for entry in self._due]
+        for slots in self._slots.values():
+            left += slots.waiting
+            slots.waiting.clear()
+            slots.running = 0
+        self._due = []
+        for sequence in left:
+            sequence.job.sink([Increment(sequence.answer.index, [], finish="abort")])
+
+    def load(self, address: str) -> tuple[int, int]:
+        """See `Engine.load`."""
+        slots = self._slots.get(address)
+        return (slots.running, len(slots.waiting)) if slots else (0, 0)
+
+    def close(self) -> None:
+        """See `Engine.close`."""
+        if self._timer:
+            self._timer.cancel()
+
+    def _answer(self, prompt: Prompt, index: int, sample: int, sampling: Sampling) -> Increment:
+        """The whole answer of a sequence, as one increment."""
+        seed = "" if sampling.seed is None or not sampling.temperature else f" {sampling.seed}"
+        head = f"echo{seed} #{sample}: " if sample else f"echo{seed}: "
+        # Pieces are at most six bytes, see _PIECE; "echo: " is one such, a longer head is several.
+        texts = (["echo: "] if len(head) == 6 else pieces(head)) + prompt.pieces
+        room = self.max_model_len - prompt.n_tokens
+        limit = room if sampling.max_tokens is None else min(sampling.max_tokens, room)
+        least = limit if sampling.ignore_eos else min(sampling.min_tokens, limit)
+        if len(texts) < least:
+            texts = list(itertools.islice(itertools.cycle(texts), least))
+        finish, reason = "length", None
+        if len(texts) < limit:
+            texts, finish = [*texts, ""], "stop"  # the end-of-text token counts, and shows nothing
+        else:
+            del texts[limit:]
+        ids = [_id(t) if t else _EOS for t in texts] if sampling.want_ids else None
+        if sampling.stop:
+            texts, reason = _until_stop(texts, sampling)
+            finish = "stop" if reason else finish
+            ids = ids[: len(texts)] if ids else None
+        return Increment(index, texts, ids, finish, reason)
+
+    def _admit(self, slots: _Slots) -> None:
+        """Give free slots to those who wait, and set the clock."""
+        now = asyncio.get_running_loop().time()
+        while slots.waiting and slots.running < slots.speed.max_num_seqs:
+            sequence = slots.waiting.popleft()
+            sequence.start = now
+            slots.running += 1
+            self._schedule(sequence, slots.speed)
+        self._set_timer()
+
+    def _schedule(self, sequence: _Sequence, speed: Speed) -> None:
+        """Put a sequence down for its next report."""
+        interval, total = sequence.job.sampling.interval, len(sequence.answer.texts)
+        if not interval or not speed.tokens_per_s:
+            target = total
+        else:
+            target = min(total, sequence.sent + interval if sequence.sent else 1)
+        wait = speed.latency_s + ((target - 1) / speed.tokens_per_s if speed.tokens_per_s else 0.0)
+        heapq.heappush(self._due, (sequence.start + wait, next(self._tie), sequence))
+
+    def _set_timer(self) -> None:
+        if self._timer:
+            self._timer.cancel()
+        self._timer = asyncio.get_running_loop().call_at(self._due[0][0], self._report) if self._due else None
+
+    def _report(self) -> None:
+        """Hand out what is due now, one call of each job's sink."""
+        # A millisecond of slack lets sequences that were started together report together.
+        now = asyncio.get_running_loop().time() + 0.001
+        out: dict[Job, list[Increment]] = {}
+        freed: set[str] = set()
+        while self._due and self._due[0][0] <= now:
+            sequence = heapq.heappop(self._due)[2]
+            job, answer = sequence.job, sequence.answer
+            slots = self._slots[job.address]
+            done = self._due_tokens(sequence, slots.speed, now)
+            last = done >= len(answer.texts)
+            new = slice(sequence.sent, done)
+            out.setdefault(job, []).append(
+                Increment(
+                    answer.index,
+                    answer.texts[new],
+                    answer.ids[new] if answer.ids is not None else None,
+                    answer.finish if last else None,
+                    answer.stop_reason if last else None,
+                )
+            )
+            sequence.sent = done
+            if last:
+                slots.running -= 1
+                freed.add(job.address)
+            else:
+                self._schedule(sequence, slots.speed)
+        self._timer = None
+        for address in freed:
+            self._admit(self._slots[address])
+        if self._timer is None:
+            self._set_timer()
+        for job, increments in out.items():
+            job.sink(increments)
+
+    @staticmethod
+    def _due_tokens(sequence: _Sequence, speed: Speed, now: float) -> int:
+        total = len(sequence.answer.texts)
+        if not speed.tokens_per_s:
+            return total
+        return min(total, 1 + int((now - sequence.start - speed.latency_s) * speed.tokens_per_s))
+
+
+def _split(text: str) -> tuple[str, str, str]:
+    """What stands before the user's text, the user's text, and what stands behind it."""
+    if text.endswith(_TAIL):
+        before, mark, user = text[: -len(_TAIL)].rpartition(_USER)
+        if mark:
+            return before + mark, user, _TAIL
+    return "", text, ""
+
+
+def _until_stop(texts: list[str], sampling: Sampling) -> tuple[list[str], str | None]:
+    """Cut an answer before its first stop string; one string a token still."""
+    scan = StopScan(sampling.stop)
+    out: list[str] = []
+    for i, text in enumerate(texts):
+        if i < sampling.min_tokens:
+            out.append(text)
+            continue
+        out.append(scan.feed(text))
+        if scan.hit is not None:
+            return out, scan.hit
+    if out:
+        out[-1] += scan.rest()
+    return out, None

@@ -1,0 +1,158 @@
+"""Loopback sockets, and the loop that serves them."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import ipaddress
+import resource
+import socket
+from collections.abc import Callable, Sequence
+
+import uvicorn
+
+from swarmkit.errors import SettingError
+
+from .engines import Engine
+from .misbehave import TrackedProtocol
+from .server import App
+
+__all__ = ["bind", "loopback_addresses", "run"]
+
+_BACKLOG = 4096
+_KEEP_ALIVE_S = 5  # vLLM's
+
+
+def loopback_addresses(addresses: int | Sequence[str]) -> list[str]:
+    """Addresses to listen on: the first so many of 127.0.0.0/8, or the ones given.
+
+    Raises
+    ------
+    SettingError
+        One that is not a loopback address: the local servers are for this machine only.
+
+    Examples
+    --------
+    >>> loopback_addresses(3)
+    ['127.0.0.1', '127.0.0.2', '127.0.0.3']
+    """
+    if isinstance(addresses, int):
+        if not 1 <= addresses < 2**24 - 1:
+            raise SettingError(f"addresses must be 1 or more, or a list of loopback addresses: {addresses}")
+        return [str(ipaddress.IPv4Address("127.0.0.0") + i) for i in range(1, addresses + 1)]
+    for address in addresses:
+        try:
+            allowed = ipaddress.ip_address(address).is_loopback
+        except ValueError as error:
+            raise SettingError(f"{address!r} is not an IP address; give 127.x.y.z or ::1") from error
+        if not allowed:
+            raise SettingError(
+                f"local servers listen on loopback addresses only (127.x.y.z or ::1), not on {address}"
+            )
+    if not addresses:
+        raise SettingError("at least one address to listen on is needed")
+    return list(addresses)
+
+
+def bind(addresses: Sequence[str], port: int = 0) -> list[socket.socket]:
+    """One listening socket for each address, all with the same port where that port is free on all.
+
+    Parameters
+    ----------
+    addresses : sequence of str
+        Checked by `loopback_addresses`.
+    port : int, default 0
+        0 takes a free one.
+
+    Raises
+    ------
+    OSError
+        The port is taken, or the system does not have the address (only Linux has all of 127.0.0.0/8).
+    """
+    _allow_files(len(addresses) + 1024)
+    sockets: list[socket.socket] = []
+    try:
+        for address in addresses:
+            wanted = port or (sockets[0].getsockname()[1] if sockets else 0)
+            try:
+                sockets.append(_socket(address, wanted))
+            except OSError as error:
+                if port or error.errno != errno.EADDRINUSE:
+                    raise OSError(
+                        error.errno, f"cannot listen on {address} port {wanted}: {error}"
+                    ) from error
+                sockets.append(_socket(address, 0))
+    except OSError:
+        for sock in sockets:
+            sock.close()
+        raise
+    return sockets
+
+
+def _socket(address: str, port: int) -> socket.socket:
+    sock = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind((address, port))
+        sock.listen(_BACKLOG)
+        sock.setblocking(False)
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+def _allow_files(needed: int) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(ValueError, OSError):  # then binding says what is wrong
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+class _Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config, engine: Engine, ready: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._engine = engine
+        self._ready = ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._ready()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        # What still runs ends with finish_reason "abort", as a vLLM that is told to stop does it.
+        self._engine.abort()
+        await super().shutdown(sockets)
+
+
+def run(app: App, sockets: Sequence[socket.socket], ready: Callable[[], None]) -> None:
+    """Serve until SIGTERM or SIGINT.
+
+    Parameters
+    ----------
+    app : App
+    sockets : sequence of socket.socket
+        From `bind`.
+    ready : callable
+        Called once requests are accepted.
+    """
+    config = uvicorn.Config(
+        app,
+        http=TrackedProtocol,
+        ws="none",
+        loop="asyncio",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        date_header=False,
+        backlog=_BACKLOG,
+        timeout_keep_alive=_KEEP_ALIVE_S,
+        timeout_graceful_shutdown=1,
+    )
+    try:
+        _Server(config, app.engine, ready).run(list(sockets))
+    finally:
+        app.engine.close()

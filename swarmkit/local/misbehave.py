@@ -1,0 +1,146 @@
+"""Carries out the faults that replace or slow down an answer, down to the socket."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import TYPE_CHECKING, Any
+
+from .faults import Fault
+from .replies import to_json
+
+if TYPE_CHECKING:
+    _Protocol = asyncio.Protocol
+else:
+    from uvicorn.protocols.http.auto import AutoHTTPProtocol as _Protocol
+
+__all__ = ["TrackedProtocol", "hang_up", "instead", "slowed"]
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+_PIECE_BYTES = 64
+_ERRORS = {
+    401: ("UnauthorizedError", "Invalid API key."),
+    403: ("PermissionDeniedError", "This key may not use the model."),
+    404: ("NotFoundError", "The model does not exist."),
+    429: ("RateLimitError", "Too many requests."),
+    500: (
+        "InternalServerError",
+        "EngineCore encountered an issue. See stack trace (above) for the root cause.",
+    ),
+    503: (
+        "Service Unavailable",
+        "The engine is currently busy and cannot accept new requests. "
+        "Please try again later or on a different instance.",
+    ),
+}
+_BAD_ROW = (
+    "This model's maximum context length is 4096 tokens. However, your prompt contains at least 4097 input "
+    "tokens, which exceeds this limit even without any output tokens. Please reduce the length of the input "
+    "prompt."
+)
+_transports: dict[tuple[Any, Any], asyncio.Transport] = {}
+
+
+class TrackedProtocol(_Protocol):
+    """uvicorn's protocol, with its transport within reach of the faults that cut connections."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Remember the transport under the two addresses that a request's scope has."""
+        assert isinstance(transport, asyncio.Transport)
+        self._key = (transport.get_extra_info("peername")[:2], transport.get_extra_info("sockname")[:2])
+        _transports[self._key] = transport
+        super().connection_made(transport)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget it."""
+        _transports.pop(self._key, None)
+        super().connection_lost(exc)
+
+
+def _transport(scope: Scope) -> asyncio.Transport | None:
+    return _transports.get((tuple(scope["client"]), tuple(scope["server"])))
+
+
+def hang_up(scope: Scope) -> None:
+    """End the connection in an orderly way, once what was written is out."""
+    transport = _transport(scope)
+    if transport:
+        transport.close()
+
+
+def _reset(scope: Scope) -> None:
+    """End the connection with a TCP reset."""
+    transport = _transport(scope)
+    if transport:
+        # A lingering time of zero makes close() send RST, as a machine that lost its process would.
+        transport.get_extra_info("socket").setsockopt(
+            socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
+        )
+        transport.abort()
+
+
+async def instead(fault: Fault, scope: Scope, receive: Receive, send: Send) -> bool:
+    """Give the fault in place of an answer.
+
+    Returns
+    -------
+    bool
+        False if this fault leaves the answer to be made.
+    """
+    kind = fault.kind
+    if kind in ("reset", "kill_row"):
+        _reset(scope)
+    elif kind == "hang":
+        while (await receive())["type"] != "http.disconnect":
+            pass
+    elif kind == "garbage":
+        await _whole(send, 200, b"<!doctype html><title>Welcome</title>", b"application/json")
+    elif kind == "null_body":
+        await _whole(send, 200, b"null", b"application/json")
+    elif kind == "bad_row":
+        await _error(send, 400, "BadRequestError", _BAD_ROW, "input_tokens")
+    elif kind == "http_502":
+        await _whole(send, 502, b"<html><h1>502 Bad Gateway</h1></html>", b"text/html")
+    elif kind.startswith("http_"):
+        status = int(kind[5:])
+        wait = (b"retry-after", b"%g" % fault.seconds)
+        await _error(send, status, *_ERRORS[status], None, *([wait] if status == 429 else []))
+    else:
+        return False
+    return True
+
+
+def slowed(fault: Fault | None, send: Send) -> Send:
+    """``send``, made to drip if that is the fault."""
+    if fault is None or fault.kind != "drip":
+        return send
+    seconds = fault.seconds
+
+    async def drip(message: MutableMapping[str, Any]) -> None:
+        body = message.get("body", b"")
+        for start in range(0, len(body) - _PIECE_BYTES, _PIECE_BYTES):
+            await send({**message, "body": body[start : start + _PIECE_BYTES], "more_body": True})
+            await asyncio.sleep(seconds)
+        if body:
+            message = {**message, "body": body[(len(body) - 1) // _PIECE_BYTES * _PIECE_BYTES :]}
+        await send(message)
+
+    return drip
+
+
+async def _whole(send: Send, status: int, body: bytes, media: bytes, *headers: tuple[bytes, bytes]) -> None:
+    fixed = [(b"content-type", media), (b"content-length", b"%d" % len(body))]
+    await send({"type": "http.response.start", "status": status, "headers": [*fixed, *headers]})
+    await send({"type": "http.response.body", "body": body})
+
+
+async def _error(
+    send: Send, status: int, type_: str, message: str, param: str | None, *headers: tuple[bytes, bytes]
+) -> None:
+    body = {"error": {"message": message, "type": type_, "param": param, "code": status}}
+    await _whole(send, status, to_json(body), b"application/json", *headers)
