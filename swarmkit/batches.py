@@ -49,22 +49,23 @@ class Sizing:
         return int(chars / self.chars_per_token) + 1 + self.overhead
 
     def budget(self, chars: int) -> int:
-        """Tokens that a row with a prompt of ``chars`` characters may generate: at most the cap, at least 1.
+        """Tokens that a row with a prompt of ``chars`` characters may generate.
 
-        ``min(cap, max(128, context - estimate - buffer))``, and never past the context. The floor of 1 is for
-        prompts that may not fit: the server is asked, and its refusal becomes the row's error.
+        ``min(cap, max(128, context - estimate - buffer))``. The floor may reach past the context of a prompt
+        that nearly fills it: current vLLM then stops at its end, and a prompt that does not fit by itself is
+        refused in the server's own words. A lower floor would cut answers short on a bad estimate.
         """
         if self.context is None:
             return self.cap
-        room = self.context - self.estimate(chars)
-        return max(1, min(self.cap, max(MIN_BUDGET, room - self.buffer), room))
+        room = self.context - self.estimate(chars) - self.buffer
+        return max(1, min(self.cap, max(MIN_BUDGET, room), self.context - 1))
 
     @property
     def roomy_chars(self) -> int | None:
-        """Characters up to which a prompt surely leaves room for the whole cap; None: every length does."""
-        if self.context is None:
+        """Characters up to which a prompt leaves room for the whole cap; None: every length does."""
+        if self.context is None or self.cap <= MIN_BUDGET:
             return None
-        room = self.context - self.cap - (self.buffer if self.cap > MIN_BUDGET else 0) - self.overhead - 1
+        room = self.context - self.cap - self.buffer - self.overhead - 1
         return max(0, int(room * self.chars_per_token))
 
 

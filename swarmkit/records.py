@@ -6,13 +6,13 @@ row, its answers stand at the *slots* ``position * n`` to ``position * n + n - 1
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-__all__ = ["Ask", "Batch", "Failure", "FailureKind", "Prompts", "Reply", "Response", "Route"]
+__all__ = ["Ask", "Batch", "Chat", "Failure", "FailureKind", "Prompts", "Reply", "Response", "Route"]
 
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 
@@ -87,11 +87,6 @@ class Route(StrEnum):
     GENERATE = "generate"
     """``POST /generate {"prompt"}``, one prompt a request: plain agents."""
 
-    @property
-    def takes_lists(self) -> bool:
-        """Whether one request can carry many prompts."""
-        return self in (Route.COMPLETIONS, Route.CHAT_BATCH)
-
 
 @dataclass(frozen=True, slots=True)
 class Prompts:
@@ -107,6 +102,10 @@ class Prompts:
 
     texts: list[str | None]
     errors: dict[int, str] = field(default_factory=dict)
+
+
+Chat = Literal["auto"] | tuple[str, str] | Callable[[str], str] | None
+"""How prompts are made chats: learned from the server, wrapped by hand, or not at all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +124,14 @@ class Ask:
         The system prompt.
     params : mapping
         Sampling parameters and ``extra_body``, as they go on the wire.
+    mode : {"batch", "single"}
+        Many prompts a request, or one.
+    chat : "auto", (prefix, suffix), callable or None
+        How prompts are made chats.
+    delivery : {"auto", "rows", "batch"}
+        Rows as they finish, whole replies, or whichever the server does well.
+    details : bool
+        Whether token counts a row are wanted even where they cost something.
     """
 
     model: str = ""
@@ -132,6 +139,10 @@ class Ask:
     n: int = 1
     system: str | None = None
     params: Mapping[str, Any] = field(default_factory=lambda: _NOTHING)
+    mode: Literal["batch", "single"] = "batch"
+    chat: Chat = None
+    delivery: Literal["auto", "rows", "batch"] = "auto"
+    details: bool = False
 
 
 @dataclass(frozen=True, slots=True)

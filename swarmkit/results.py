@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 from .records import Reply, Response
 
-__all__ = ["Columns"]
+__all__ = ["UNKNOWN", "Columns"]
 
 UNKNOWN = -1
 

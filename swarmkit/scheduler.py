@@ -188,6 +188,8 @@ class Scheduler:
         Requests in flight over all endpoints, at most.
     tight : mapping of int to int, optional
         Budgets of the rows that may not share a request with others (``batches.home_queues``).
+    resting : iterable of int
+        Endpoints that begin with an open breaker: they did not answer in time when they were last asked.
 
     Examples
     --------
@@ -211,6 +213,7 @@ class Scheduler:
         draw: Callable[[], float],
         concurrency: int | None = None,
         tight: Mapping[int, int] | None = None,
+        resting: Iterable[int] = (),
     ) -> None:
         self._endpoints = [_Endpoint(deque(q), max_size) for q in queues]
         self._lengths = [len(e.queue) for e in self._endpoints]
@@ -235,7 +238,9 @@ class Scheduler:
         self._tickets = 0
         self._rate_sum = 0.0
         self._rated = 0
-        self._ready = len(self._endpoints)
+        for index in resting:
+            self._endpoints[index].breaker = Breaker.OPEN
+        self._ready = sum(e.ready for e in self._endpoints)
         self._last_failure: Failure | None = None
         self._stopped = False
 
@@ -271,8 +276,10 @@ class Scheduler:
         if not self._left:
             self._stopped = True
             return [Stop()]
-        for e in range(len(self._endpoints)):
-            self._fill(e, now, out)
+        for index, e in enumerate(self._endpoints):
+            if e.breaker is Breaker.OPEN:
+                self._rest(e, backoff_s(1, self._retry, self._draw()), now, out)
+            self._fill(index, now, out)
         return out
 
     def handle(self, event: Event, now: float) -> list[Instruction]:

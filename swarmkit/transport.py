@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import ssl
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncGenerator, Iterator, Mapping
 from typing import Any, cast
 
 import httpx2
@@ -113,7 +113,7 @@ class Transport:
 
     async def stream(
         self, endpoint: AgentEndpoint, path: str, body: bytes, *, timeout: float | None = None
-    ) -> AsyncIterator[bytes]:
+    ) -> AsyncGenerator[bytes, None]:
         """Post JSON, yield the answer's bytes as they come.
 
         Close the iterator (``contextlib.aclosing``) to drop the connection: servers then abort the request.

@@ -1,0 +1,266 @@
+"""Drives the scheduler with the transport: carries out its instructions, and tells it what came of them.
+
+One task a request, none a row. Events reach the scheduler on the loop's thread, one after another, so nothing
+here needs a lock.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from . import scheduler as sched
+from .batches import Sizing
+from .chat import Template
+from .errors import EndpointError
+from .events import Listener, RequestEnded, RequestSent, RowFailed, RowsDone, RunEvent
+from .hostfile import AgentEndpoint
+from .records import Ask, Batch, Failure, FailureKind, Reply, Route
+from .results import UNKNOWN, Columns
+from .transport import Transport
+from .wire import Malformed, RowStream, StreamFailed, decode, encode, path_of
+
+__all__ = ["Dispatch", "Way"]
+
+_CLOSING_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """How one family of servers is asked in a run.
+
+    Attributes
+    ----------
+    route : Route
+        The route that is posted to.
+    template : Template or callable or None
+        What is wrapped around prompts; None sends them bare.
+    lists : bool
+        Whether one request may carry many prompts.
+    rows : bool
+        Whether rows are streamed as they finish.
+    note : str
+        Why this way, for a person.
+    """
+
+    route: Route
+    template: Template | Callable[[str], str] | None = None
+    lists: bool = False
+    rows: bool = False
+    note: str = ""
+
+    def wrap(self, text: str) -> str:
+        """The text that goes on the wire for a prompt."""
+        if self.template is None:
+            return text
+        return self.template.wrap(text) if isinstance(self.template, Template) else self.template(text)
+
+    def describe(self) -> str:
+        """One line for statistics: route, and how rows come back."""
+        return f"{self.route}{', rows as they finish' if self.rows else ''}{f' ({self.note})' if self.note else ''}"
+
+
+class Dispatch:
+    """One run's I/O.
+
+    Parameters
+    ----------
+    transport : Transport
+        The pool's HTTP client.
+    endpoints : sequence of AgentEndpoint
+        Whom the scheduler's endpoint indexes mean.
+    ways : sequence of Way
+        How each of them is asked.
+    ask : Ask
+        What the rows have in common.
+    texts : sequence of str or None
+        Prompts by position.
+    columns : Columns
+        Where answers are written, as they come.
+    scheduler : Scheduler
+        Decides.
+    sizing : Sizing
+        ``max_tokens`` by prompt length.
+    listeners : sequence of callable
+        Hear the run's events.
+    token_ids : bool
+        Whether tokens are to be counted a row where the reply is not streamed.
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        endpoints: Sequence[AgentEndpoint],
+        ways: Sequence[Way],
+        ask: Ask,
+        texts: Sequence[str | None],
+        columns: Columns,
+        scheduler: sched.Scheduler,
+        sizing: Sizing,
+        listeners: Sequence[Listener] = (),
+        token_ids: bool = False,
+    ) -> None:
+        self._transport = transport
+        self._endpoints = endpoints
+        self._ways = ways
+        self._ask = ask
+        self._texts = texts
+        self._columns = columns
+        self._scheduler = scheduler
+        self._sizing = sizing
+        self._listeners = listeners
+        self._token_ids = token_ids
+        self._indexes = {e.name: i for i, e in enumerate(endpoints)}
+        self._tasks: dict[int, asyncio.Task[None]] = {}
+        self._timers: set[asyncio.TimerHandle] = set()
+        self._wakes: set[float] = set()
+        self._over: asyncio.Future[Failure | None] = asyncio.get_running_loop().create_future()
+        columns.attempts = scheduler.attempts
+
+    async def run(self) -> Failure | None:
+        """Run to the end: None when all rows are settled, else the failure that left no endpoint.
+
+        Cancelling it drops all connections, so servers abort what they were doing; what had finished stays in
+        the columns.
+        """
+        try:
+            self._do(self._scheduler.start(time.monotonic()))
+            failure = await self._over
+            await self._let_close()
+            return failure
+        finally:
+            for timer in self._timers:
+                timer.cancel()
+            for task in self._tasks.values():
+                task.cancel()
+            await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+
+    async def _let_close(self) -> None:
+        """Streams whose rows have all come get a moment for their closing words: the connections stay usable."""
+        if self._tasks:
+            await asyncio.wait(list(self._tasks.values()), timeout=_CLOSING_S)
+
+    # ---- instructions ------------------------------
+
+    def _handle(self, event: sched.Event) -> None:
+        self._do(self._scheduler.handle(event, time.monotonic()))
+
+    def _do(self, instructions: Sequence[sched.Instruction]) -> None:
+        for instruction in instructions:
+            match instruction:
+                case sched.Send(batch):
+                    task = asyncio.get_running_loop().create_task(self._request(batch))
+                    self._tasks[batch.ticket] = task
+                    task.add_done_callback(partial(self._landed, batch.ticket))
+                case sched.Settle(row, failure):
+                    self._columns.fail(row, failure.describe(), self._index_of(failure))
+                    self._emit(RowFailed(row, failure, time.monotonic()))
+                case sched.Drop(ticket):
+                    self._tasks[ticket].cancel()
+                case sched.Wake(at):
+                    self._wake(at)
+                case sched.Stop(failure):
+                    if not self._over.done():
+                        self._over.set_result(failure)
+
+    def _wake(self, at: float) -> None:
+        if at in self._wakes:
+            return
+        self._wakes.add(at)
+        loop = asyncio.get_running_loop()
+
+        def ring() -> None:
+            self._timers.discard(timer)
+            self._wakes.discard(at)
+            self._handle(sched.Tick())
+
+        timer = loop.call_later(max(0.0, at - time.monotonic()) + 0.001, ring)
+        self._timers.add(timer)
+
+    def _landed(self, ticket: int, task: asyncio.Task[None]) -> None:
+        self._tasks.pop(ticket, None)
+        if not task.cancelled() and (bug := task.exception()) is not None and not self._over.done():
+            self._over.set_exception(bug)  # not a fault of an endpoint: let it be seen
+
+    # ---- one request ------------------------------
+
+    async def _request(self, batch: Batch) -> None:
+        endpoint = self._endpoints[batch.endpoint]
+        sent = time.monotonic()
+        self._emit(RequestSent(batch.ticket, batch.endpoint, batch.rows, sent))
+        failure: Failure | None = None
+        try:
+            failure = await self._ask_endpoint(batch, endpoint, sent)
+        except EndpointError as exc:
+            failure = exc.failure
+        except StreamFailed as exc:
+            failure = Failure(exc.failure.kind, exc.failure.message, endpoint.name, exc.failure.status)
+        except Malformed as exc:
+            failure = Failure(FailureKind.MALFORMED, str(exc), endpoint.name)
+        now = time.monotonic()
+        event = sched.Failed(batch.ticket, failure) if failure else sched.Ended(batch.ticket)
+        instructions = self._scheduler.handle(event, now)
+        self._emit(RequestEnded(batch.ticket, batch.endpoint, failure, self._scheduler.alive, now))
+        self._do(instructions)
+
+    async def _ask_endpoint(self, batch: Batch, endpoint: AgentEndpoint, sent: float) -> Failure | None:
+        way = self._ways[batch.endpoint]
+        texts = [way.wrap(self._texts[row] or "") for row in batch.rows]
+        body = encode(
+            way.route,
+            self._ask,
+            texts,
+            max_tokens=self._scheduler.budget(batch.rows) or self._sizing.cap,
+            stream=way.rows,
+            wrapped=way.template is not None,
+            token_ids=self._token_ids,
+        )
+        path, n = path_of(way.route), self._ask.n
+        if not way.rows:
+            data = await self._transport.post(endpoint, path, body)
+            replies = decode(way.route, data, len(texts), n)
+            unfinished = {r.prompt for r in replies if r.finish_reason in ("abort", "")}
+            self._deliver(batch, [r for r in replies if r.prompt not in unfinished], sent)
+            return self._aborted(endpoint) if unfinished else None
+        rows = RowStream(len(texts), n)
+        async with contextlib.aclosing(self._transport.stream(endpoint, path, body)) as stream:
+            async for data in stream:
+                if replies := rows.feed(data):
+                    self._deliver(batch, replies, sent)
+        if rows.aborted:
+            return self._aborted(endpoint)
+        if not rows.done:
+            return Failure(FailureKind.DISCONNECT, "the stream ended before its [DONE]", endpoint.name)
+        return None
+
+    def _aborted(self, endpoint: AgentEndpoint) -> Failure:
+        return Failure(FailureKind.ABORT, "rows came back unfinished: is the server shutting down?", endpoint.name)
+
+    def _deliver(self, batch: Batch, replies: Sequence[Reply], sent: float) -> None:
+        now = time.monotonic()
+        rows: list[int] = []
+        won: list[int] = []
+        last = self._ask.n - 1
+        for reply in replies:
+            row = batch.rows[reply.prompt]
+            wanted = self._scheduler.wants(row)
+            if wanted:
+                self._columns.answer(row, reply, batch.endpoint, now - sent)
+            if reply.sample == last:
+                rows.append(row)
+                if wanted:
+                    won.append(row)
+        instructions = self._scheduler.handle(sched.Delivered(batch.ticket, rows), now)
+        self._emit(RowsDone(batch.ticket, batch.endpoint, won, self._scheduler.alive, now))
+        self._do(instructions)
+
+    def _emit(self, event: RunEvent) -> None:
+        for listener in self._listeners:
+            listener(event)
+
+    def _index_of(self, failure: Failure) -> int:
+        return self._indexes.get(failure.endpoint, UNKNOWN)

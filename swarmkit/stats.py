@@ -1,0 +1,182 @@
+"""What a run cost, counted from its events."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from .events import RequestEnded, RequestSent, RowFailed, RowsDone, RunEnded, RunEvent, RunStarted
+from .results import Columns
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["EndpointStats", "RunStats"]
+
+
+@dataclass(slots=True)
+class EndpointStats:
+    """One endpoint's part in a run: requests, rows answered, failed requests, seconds with work in hand."""
+
+    name: str
+    requests: int = 0
+    rows: int = 0
+    failures: int = 0
+    busy_s: float = 0.0
+    in_flight: int = 0
+    busy_since: float = 0.0
+    last_failure: str = ""
+
+
+@dataclass(slots=True)
+class RunStats:
+    """What a run cost. A listener: call it with a run's events.
+
+    Attributes
+    ----------
+    rows, answered, failed : int
+        Rows in the column; rows with an answer; rows with an error.
+    requests, failed_requests : int
+        Requests sent, and those that failed.
+    batch_sizes : dict of int to int
+        Rows in a request to number of such requests.
+    prompt_tokens, completion_tokens : int
+        As the servers counted them, over rows where they said.
+    retries, halvings, steals, reissues : int
+        Failed batches sent again; refused batches split; bites taken off another endpoint's queue; copies of
+        rows that a straggler held.
+    time_s : float
+        Seconds from start to end.
+    routes : dict of str to int
+        How endpoints were asked, and how many of them.
+    endpoints : list of EndpointStats
+        By endpoint index.
+
+    Examples
+    --------
+    >>> RunStats(rows=2, answered=2, requests=1, time_s=0.5)
+    <RunStats: 2 of 2 rows answered in 0.5 s (4.0 rows/s), 1 request>
+    """
+
+    rows: int = 0
+    answered: int = 0
+    failed: int = 0
+    requests: int = 0
+    failed_requests: int = 0
+    batch_sizes: dict[int, int] = field(default_factory=dict)
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    retries: int = 0
+    halvings: int = 0
+    steals: int = 0
+    reissues: int = 0
+    time_s: float = 0.0
+    routes: dict[str, int] = field(default_factory=dict)
+    endpoints: list[EndpointStats] = field(default_factory=list)
+    _began: float = 0.0
+
+    def __call__(self, event: RunEvent) -> None:
+        """Count one event."""
+        match event:
+            case RowsDone(_, endpoint, rows, _, at_s):
+                self.answered += len(rows)
+                self.endpoints[endpoint].rows += len(rows)
+                self.time_s = at_s - self._began
+            case RequestSent(_, endpoint, rows, at_s):
+                self._sent(self.endpoints[endpoint], len(rows), at_s)
+            case RequestEnded():
+                self._ended(event)
+            case RowFailed():
+                self.failed += 1
+            case RunStarted():
+                self._started(event)
+            case RunEnded():
+                self.time_s = event.at_s - self._began
+
+    def _started(self, event: RunStarted) -> None:
+        self._began = event.at_s
+        self.rows = event.rows
+        self.endpoints = [EndpointStats(name) for name in event.endpoints]
+        for route in event.routes:
+            self.routes[route] = self.routes.get(route, 0) + 1
+
+    def _sent(self, endpoint: EndpointStats, rows: int, at_s: float) -> None:
+        self.requests += 1
+        self.batch_sizes[rows] = self.batch_sizes.get(rows, 0) + 1
+        endpoint.requests += 1
+        if not endpoint.in_flight:
+            endpoint.busy_since = at_s
+        endpoint.in_flight += 1
+
+    def _ended(self, event: RequestEnded) -> None:
+        endpoint = self.endpoints[event.endpoint]
+        endpoint.in_flight -= 1
+        if not endpoint.in_flight:
+            endpoint.busy_s += event.at_s - endpoint.busy_since
+        if event.failure is not None:
+            self.failed_requests += 1
+            endpoint.failures += 1
+            endpoint.last_failure = event.failure.describe()
+
+    def count_tokens(self, columns: Columns) -> None:
+        """Add up the tokens of a run's columns."""
+        self.prompt_tokens = sum(t for t in columns.prompt_tokens if t > 0)
+        self.completion_tokens = sum(t for t in columns.completion_tokens if t > 0)
+
+    @property
+    def rows_per_s(self) -> float:
+        """Rows answered a second."""
+        return self.answered / self.time_s if self.time_s > 0 else 0.0
+
+    def frame(self) -> pd.DataFrame:
+        """One row per endpoint: ``endpoint, rows, requests, failures, busy_s, last_failure``."""
+        import pandas as pd
+
+        columns = ("endpoint", "rows", "requests", "failures", "busy_s", "last_failure")
+        values = [(e.name, e.rows, e.requests, e.failures, e.busy_s, e.last_failure) for e in self.endpoints]
+        return pd.DataFrame(values, columns=list(columns))
+
+    def summary(self) -> list[tuple[str, str]]:
+        """Label and value, for what is worth showing."""
+        sizes = sorted(self.batch_sizes)
+        shown = "" if not sizes else f"{sizes[0]}" if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
+        extras = {
+            "failed requests": self.failed_requests,
+            "retries": self.retries,
+            "halvings": self.halvings,
+            "steals": self.steals,
+            "re-issues": self.reissues,
+        }
+        return [
+            ("rows", f"{self.answered:,} answered, {self.failed:,} failed, of {self.rows:,}"),
+            ("time", f"{self.time_s:.1f} s ({self.rows_per_s:.1f} rows/s)"),
+            ("requests", f"{self.requests:,}" + (f", {shown} rows each" if shown else "")),
+            ("tokens", f"{self.prompt_tokens:,} in, {self.completion_tokens:,} out"),
+            *((name, f"{count:,}") for name, count in extras.items() if count),
+            *(("asked by", f"{route}: {_plural(count, 'endpoint')}") for route, count in self.routes.items()),
+        ]
+
+    def __repr__(self) -> str:
+        failed = f", {self.failed:,} failed" if self.failed else ""
+        return (
+            f"<RunStats: {self.answered:,} of {self.rows:,} rows answered{failed} in {self.time_s:.1f} s "
+            f"({self.rows_per_s:.1f} rows/s), {_plural(self.requests, 'request')}>"
+        )
+
+    def _repr_html_(self) -> str:
+        return table_html(self.summary())
+
+
+def table_html(rows: Sequence[tuple[str, str]]) -> str:
+    """A small two-column table; every text is escaped, since server messages and names are hostile text."""
+    cells = "".join(
+        f'<tr><th style="text-align:left">{html.escape(a)}</th><td style="text-align:left">{html.escape(b)}</td></tr>'
+        for a, b in rows
+    )
+    return f"<table>{cells}</table>"
+
+
+def _plural(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
