@@ -1,0 +1,94 @@
+"""Push a DataFrame's column of prompts through a swarm of LLM endpoints, and get a DataFrame back.
+
+>>> import swarmkit as sk
+>>> sk.BatchPolicy().max_size
+100
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from . import accessor as accessor  # registers df.swarm and Series.swarm
+
+if TYPE_CHECKING:
+    from .connect import connect
+    from .errors import (
+        CallerError,
+        CancelledError,
+        EndpointError,
+        HostfileError,
+        LoopThreadError,
+        NoEndpointsError,
+        PoolClosedError,
+        PromptError,
+        ScatterError,
+        ScatterInterrupted,
+        SettingError,
+        SwarmError,
+        UnknownColumnError,
+    )
+    from .frames import ascatter, atree_reduce, broadcast, iter_scatter, preview, scatter, submit, tree_reduce
+    from .hostfile import AgentEndpoint, parse_hostfile
+    from .local import LocalSwarm, local
+    from .policy import BatchPolicy, RetryPolicy
+    from .pool import AgentPool
+    from .records import Response
+    from .run import Run, SwarmWarning, last_run
+    from .stats import RunStats
+    from .vllm_pool import VLLMPool
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "connect": ("connect",),
+    "errors": (
+        "CallerError",
+        "CancelledError",
+        "EndpointError",
+        "HostfileError",
+        "LoopThreadError",
+        "NoEndpointsError",
+        "PoolClosedError",
+        "PromptError",
+        "ScatterError",
+        "ScatterInterrupted",
+        "SettingError",
+        "SwarmError",
+        "UnknownColumnError",
+    ),
+    "frames": (
+        "ascatter",
+        "atree_reduce",
+        "broadcast",
+        "iter_scatter",
+        "preview",
+        "scatter",
+        "submit",
+        "tree_reduce",
+    ),
+    "hostfile": ("AgentEndpoint", "parse_hostfile"),
+    "local": ("LocalSwarm", "local"),
+    "policy": ("BatchPolicy", "RetryPolicy"),
+    "pool": ("AgentPool",),
+    "records": ("Response",),
+    "run": ("Run", "SwarmWarning", "last_run"),
+    "stats": ("RunStats",),
+    "vllm_pool": ("VLLMPool",),
+}
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+__all__ = sorted(_HOME_OF)
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is asked for when it is asked for: openai alone takes half a second."""
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'swarmkit' has no attribute {name!r}")
+    value = getattr(import_module(f".{_HOME_OF[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -61,9 +61,9 @@ class Sizing:
         return max(1, min(self.cap, max(MIN_BUDGET, room), self.context - 1))
 
     @property
-    def roomy_chars(self) -> int | None:
+    def room_chars(self) -> int | None:
         """Characters up to which a prompt leaves room for the whole cap; None: every length does."""
-        if self.context is None or self.cap <= MIN_BUDGET:
+        if self.context is None:
             return None
         room = self.context - self.cap - self.buffer - self.overhead - 1
         return max(0, int(room * self.chars_per_token))

@@ -60,9 +60,7 @@ class Template:
         return f"{self.prefix}{text.strip() if self.trim else text}{self.suffix}"
 
 
-async def learn(
-    transport: Transport, endpoint: AgentEndpoint, model: str, system: str | None = None
-) -> Template:
+async def learn(transport: Transport, endpoint: AgentEndpoint, model: str, system: str | None = None) -> Template:
     """Learn the template of a model from one of its servers, and verify it.
 
     Parameters
@@ -116,9 +114,7 @@ def _split(rendered: str) -> Template:
     return Template(prefix, suffix, trim=True)
 
 
-async def _compare_with_chat(
-    transport: Transport, endpoint: AgentEndpoint, ask: Ask, expected: list[int]
-) -> None:
+async def _compare_with_chat(transport: Transport, endpoint: AgentEndpoint, ask: Ask, expected: list[int]) -> None:
     """Hold what ``/tokenize`` says against what the chat route really does with the same prompt.
 
     They differ for models whose chats are rendered by other code (Harmony), and a completion would leave the

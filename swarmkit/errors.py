@@ -128,7 +128,7 @@ class CancelledError(SwarmError):
     """The run was cancelled by ``run.cancel()``; ``run.partial()`` has the rows that had finished."""
 
 
-class ScatterInterrupted(KeyboardInterrupt):  # noqa: N818 - a KeyboardInterrupt is not an error
+class ScatterInterrupted(KeyboardInterrupt):
     """A run was interrupted from the keyboard or by the notebook's stop button.
 
     Attributes

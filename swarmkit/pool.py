@@ -244,6 +244,7 @@ class AgentPool:
         columns: Columns,
         listeners: Sequence[Listener] = (),
         pending: Iterable[int] | None = None,
+        stats: RunStats | None = None,
     ) -> Failure | None:
         """Send a column of prompts and fill the columns of answers: the engine below all verbs.
 
@@ -259,6 +260,8 @@ class AgentPool:
             Hear the run's events.
         pending : iterable of int, optional
             Positions to ask; all that have a text by default.
+        stats : RunStats, optional
+            Counts the run; made when it is not given. ``last_run`` afterwards.
 
         Returns
         -------
@@ -267,7 +270,7 @@ class AgentPool:
         """
         if self._core.closed:
             self._core.transport()
-        return await bridge.hop(self._run(prompts, ask, columns, listeners, pending))
+        return await bridge.hop(self._run(prompts, ask, columns, listeners, pending, stats or RunStats()))
 
     async def _run(
         self,
@@ -276,6 +279,7 @@ class AgentPool:
         columns: Columns,
         listeners: Sequence[Listener],
         pending: Iterable[int] | None,
+        stats: RunStats,
     ) -> Failure | None:
         import asyncio
         import time
@@ -284,7 +288,9 @@ class AgentPool:
             columns.fail(row, error)
         rows = range(len(prompts.texts)) if pending is None else pending
         rows = [r for r in rows if prompts.texts[r] is not None]
-        stats = self.last_run = RunStats(rows=len(prompts.texts), failed=len(prompts.errors))
+        self.last_run = stats
+        stats.rows += len(prompts.texts)
+        stats.failed += len(prompts.errors)
         if not rows:
             return None
         transport = self._core.transport()
@@ -309,19 +315,21 @@ class AgentPool:
             raise
         finally:
             stats.count_tokens(columns)
-            stats.retries, stats.halvings = scheduler.counts.retries, scheduler.counts.halvings
-            stats.steals = scheduler.counts.steals
+            stats.retries += scheduler.counts.retries
+            stats.halvings += scheduler.counts.halvings
+            stats.steals += scheduler.counts.steals
             for listener in listeners:
                 listener(RunEnded(failure, cancelled, time.monotonic()))
         return failure
 
     def _scheduler(self, prompts: Prompts, rows: Sequence[int], sizing: Sizing, single: bool) -> Scheduler:
-        roomy, texts = sizing.roomy_chars, prompts.texts
+        roomy, texts = sizing.room_chars, prompts.texts
 
         def tight_budget(row: int) -> int | None:
             if roomy is None or len(texts[row] or "") <= roomy:
                 return None
-            return sizing.budget(len(texts[row] or ""))
+            budget = sizing.budget(len(texts[row] or ""))
+            return budget if budget < sizing.cap else None
 
         queues, tight = home_queues(rows, self.size, tight_budget)
         in_flight = self._batch.single_in_flight if single else self._batch.max_in_flight

@@ -361,9 +361,7 @@ class Scheduler:
 
     # ---- the fate of unfinished rows ------------------------------
 
-    def _spend_attempts(
-        self, rows: tuple[int, ...], failure: Failure, out: list[Instruction]
-    ) -> tuple[int, ...]:
+    def _spend_attempts(self, rows: tuple[int, ...], failure: Failure, out: list[Instruction]) -> tuple[int, ...]:
         """Count a fault against each row; settle those whose budget is spent, return the others."""
         kept = []
         for row in rows:

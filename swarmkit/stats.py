@@ -96,8 +96,10 @@ class RunStats:
                 self.time_s = event.at_s - self._began
 
     def _started(self, event: RunStarted) -> None:
-        self._began = event.at_s
-        self.rows = event.rows
+        # The levels of a tree-reduce are runs of their own, counted as one: its clock goes on.
+        self._began = event.at_s - self.time_s
+        if self.endpoints:
+            return
         self.endpoints = [EndpointStats(name) for name in event.endpoints]
         for route in event.routes:
             self.routes[route] = self.routes.get(route, 0) + 1
@@ -121,9 +123,9 @@ class RunStats:
             endpoint.last_failure = event.failure.describe()
 
     def count_tokens(self, columns: Columns) -> None:
-        """Add up the tokens of a run's columns."""
-        self.prompt_tokens = sum(t for t in columns.prompt_tokens if t > 0)
-        self.completion_tokens = sum(t for t in columns.completion_tokens if t > 0)
+        """Add the tokens of a run's columns."""
+        self.prompt_tokens += sum(t for t in columns.prompt_tokens if t > 0)
+        self.completion_tokens += sum(t for t in columns.completion_tokens if t > 0)
 
     @property
     def rows_per_s(self) -> float:

@@ -71,9 +71,7 @@ class Transport:
             http_client=http,
         )
 
-    async def post(
-        self, endpoint: AgentEndpoint, path: str, body: bytes, *, timeout: float | None = None
-    ) -> bytes:
+    async def post(self, endpoint: AgentEndpoint, path: str, body: bytes, *, timeout: float | None = None) -> bytes:
         """Post JSON, return the body of the answer.
 
         Raises
@@ -169,9 +167,7 @@ class _Router(httpx2.AsyncBaseTransport):
         if pool is None:
             if self._verify is None:
                 self._verify = ssl.create_default_context()
-            pool = self._pools[origin] = httpx2.AsyncHTTPTransport(
-                verify=self._verify, trust_env=False, limits=_LIMITS
-            )
+            pool = self._pools[origin] = httpx2.AsyncHTTPTransport(verify=self._verify, trust_env=False, limits=_LIMITS)
         trace = _Trace()
         request.extensions = {**request.extensions, "trace": trace}
         try:

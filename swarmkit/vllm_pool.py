@@ -28,6 +28,7 @@ T = TypeVar("T")
 _FEWEST_CHARS_A_TOKEN = 1.0  # what a prompt could be at worst, before anything is measured
 _GUESSED_CHARS_A_TOKEN = 2.5  # for servers that do not tokenize: on the safe side for English and code
 _SAMPLES = 8
+_SAMPLE_CHARS = 4000
 _ASKED_IN_TURN = 3
 
 
@@ -100,9 +101,7 @@ class VLLMPool(AgentPool):
             self._endpoints = [e if e.key() else replace(e, api_key=api_key) for e in self._endpoints]
         self.model = model
         self.max_tokens = _count("max_tokens", max_tokens, 512)
-        self.max_tokens_aggregation = _count(
-            "max_tokens_aggregation", max_tokens_aggregation, 2 * self.max_tokens
-        )
+        self.max_tokens_aggregation = _count("max_tokens_aggregation", max_tokens_aggregation, 2 * self.max_tokens)
         self.model_max_context = _count("model_max_context", model_max_context, None)
         self.buffer = buffer
         self.use_batch = use_batch
@@ -229,7 +228,9 @@ class VLLMPool(AgentPool):
                 families.setdefault(info.family, []).append(info.endpoint)
         if not families:
             raise NoEndpointsError(f"none of the {self.size} endpoints answered when asked what it is")
-        found = dict(zip(families, await asyncio.gather(*(self._way(f, families[f], ask) for f in families)), strict=True))
+        found = dict(
+            zip(families, await asyncio.gather(*(self._way(f, families[f], ask) for f in families)), strict=True)
+        )
         # An endpoint that has not answered yet is asked like most of the others.
         usual = max(families, key=lambda f: len(families[f]))
         family_of = {info.endpoint.url: info.family for info in infos if info.status == "up"}
@@ -270,15 +271,11 @@ class VLLMPool(AgentPool):
             if isinstance(template, Template):
                 return Way(Route.COMPLETIONS, template, lists=True, rows=rows, note="chat template learned")
             note = str(template)
-        if ask.n == 1 and await remembered(
-            ("batch chat",), lambda e: understands_batch_chat(transport, e, ask.model)
-        ):
+        if ask.n == 1 and await remembered(("batch chat",), lambda e: understands_batch_chat(transport, e, ask.model)):
             return Way(Route.CHAT_BATCH, lists=True, note=note)
         return Way(Route.CHAT, note=note)
 
-    async def _first(
-        self, members: Sequence[AgentEndpoint], look: Callable[[AgentEndpoint], Awaitable[T]]
-    ) -> T:
+    async def _first(self, members: Sequence[AgentEndpoint], look: Callable[[AgentEndpoint], Awaitable[T]]) -> T:
         """The finding of the first of a few like endpoints that is well enough to be asked."""
         last: EndpointError | None = None
         for endpoint in members[:_ASKED_IN_TURN]:
@@ -288,7 +285,33 @@ class VLLMPool(AgentPool):
                 last = exc
         raise NoEndpointsError(f"could not find out how to ask the servers: {last}") from last
 
-    async def _sizing(self, ask: Ask, ways: Sequence[Way], prompts: Prompts, rows: Sequence[int]) -> Sizing:
+    async def preview(self, prompts: Prompts, ask: Ask) -> list[tuple[str | None, int | None]]:
+        """The text that would go out for each prompt, and its tokens where the server counts them."""
+        await self._known()
+        ask = await self._complete(ask)
+        way = (await self._ways(ask))[0]
+        texts = [None if t is None else way.wrap(t) for t in prompts.texts]
+        transport, endpoint = self._core.transport(), self._endpoints[0]
+
+        async def count(text: str | None) -> int | None:
+            return None if text is None else await tokens_in(transport, endpoint, ask.model, text)
+
+        return list(zip(texts, await asyncio.gather(*map(count, texts)), strict=True))
+
+    async def prompt_room(self, ask: Ask, texts: Sequence[str]) -> int | None:
+        """Characters a prompt may have if the answer is to have its whole cap; None where no context is known.
+
+        ``texts`` are samples of what the prompt will hold, by which characters are converted to tokens.
+        """
+        await self._known()
+        ask = await self._complete(ask)
+        prompts = Prompts(list(texts))
+        sizing = await self._sizing(ask, [], prompts, range(len(texts)), measure=True)
+        return sizing.room_chars
+
+    async def _sizing(
+        self, ask: Ask, ways: Sequence[Way], prompts: Prompts, rows: Sequence[int], measure: bool = False
+    ) -> Sizing:
         context = self.model_max_context
         if context is None:
             known = (self._core.infos.get(e.url) for e in self._endpoints)
@@ -297,14 +320,14 @@ class VLLMPool(AgentPool):
         extra = len(template.prefix) + len(template.suffix) if template else len(ask.system or "") + 64
         sizing = Sizing(ask.max_tokens, context, _FEWEST_CHARS_A_TOKEN, int(extra / 2), self.buffer)
         longest = max((len(prompts.texts[r] or "") for r in rows), default=0)
-        if sizing.roomy_chars is None or longest <= sizing.roomy_chars:
+        if context is None or (not measure and (sizing.room_chars is None or longest <= sizing.room_chars)):
             return sizing  # every prompt leaves room for the whole cap, however it is counted
         return replace(sizing, chars_per_token=await self._calibrate(ask, prompts, rows))
 
     async def _calibrate(self, ask: Ask, prompts: Prompts, rows: Sequence[int]) -> float:
         """Characters a token, the fewest seen over a few of the run's own prompts."""
         step = max(1, len(rows) // _SAMPLES)
-        texts = [t for r in rows[::step][:_SAMPLES] if len(t := prompts.texts[r] or "") >= 32]
+        texts = [t[:_SAMPLE_CHARS] for r in rows[::step][:_SAMPLES] if len(t := prompts.texts[r] or "") >= 32]
         endpoint = self._endpoints[0]
         counts = await asyncio.gather(*(tokens_in(self._core.transport(), endpoint, ask.model, t) for t in texts))
         ratios = [len(text) / count for text, count in zip(texts, counts, strict=True) if count]

@@ -297,9 +297,7 @@ class RowStream:
             return
         prompt, sample = divmod(index, self._n)
         usage = usage if isinstance(usage, dict) else {}
-        reply = Reply(
-            prompt, sample, text, reason, usage.get("prompt_tokens"), usage.get("completion_tokens"), None
-        )
+        reply = Reply(prompt, sample, text, reason, usage.get("prompt_tokens"), usage.get("completion_tokens"), None)
         if self._n == 1:
             finished.append(reply)
             return

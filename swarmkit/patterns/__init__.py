@@ -1,0 +1,1 @@
+"""The verbs on lists: scatter-gather, tree-reduce, broadcast."""

@@ -1,0 +1,42 @@
+"""One prompt to every endpoint."""
+
+from __future__ import annotations
+
+from ..pool import AgentPool
+from ..records import Response
+
+__all__ = ["broadcast", "broadcast_and_reduce"]
+
+SEPARATOR = "\n---\n"
+
+
+async def broadcast(pool: AgentPool, prompt: str) -> list[Response]:
+    """Send one prompt to every endpoint of a pool; responses by endpoint index."""
+    return await pool.broadcast_prompt(prompt)
+
+
+async def broadcast_and_reduce(
+    pool: AgentPool, prompt: str, reduce_prompt: str, reducer_agent_index: int = 0
+) -> Response:
+    """Broadcast, then have one endpoint merge what came back.
+
+    Parameters
+    ----------
+    pool : AgentPool
+        Whom to ask.
+    prompt : str
+        The prompt for everybody.
+    reduce_prompt : str
+        The merging prompt; ``{responses}`` is replaced by the answers.
+    reducer_agent_index : int, default 0
+        The endpoint that merges.
+
+    Returns
+    -------
+    Response
+        The merged answer, or a failure when nobody answered.
+    """
+    answers = [r.text for r in await broadcast(pool, prompt) if r.success]
+    if not answers:
+        return Response(False, "", error=f"none of the {pool.size} endpoints answered the broadcast")
+    return await pool.post(reducer_agent_index, reduce_prompt.replace("{responses}", SEPARATOR.join(answers)))

@@ -1,0 +1,272 @@
+"""Many answers into one, level by level.
+
+The nodes of a level go out together, over all groups, in one scatter. A node whose request fails for good
+stays out of the levels above; its leaves are counted as missing, and the rest of the tree goes on.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from ..errors import SettingError
+from ..pool import AgentPool
+from ..records import Response
+from ..vllm_pool import VLLMPool
+from .broadcast import SEPARATOR
+
+__all__ = ["Node", "bundles", "check_fanin", "reduce_groups", "roots", "tree_reduce"]
+
+UNKNOWN_CONTEXT_FANIN = 50
+_ELLIPSIS = " [...]"
+
+Ask = Callable[[list[str], int], Awaitable[list[Response]]]
+"""Scatters the prompts of one level (counted from 1), and gives a response each."""
+Render = Callable[[int, int, str], str]
+"""Makes a node's prompt from its group's number, its level and its children's joined answers."""
+
+
+@dataclass(slots=True)
+class Node:
+    """A node of the tree.
+
+    Attributes
+    ----------
+    node, parent : int, int or None
+        Numbers, from 0, leaves first; the root of a group and nodes that failed have no parent.
+    level : int
+        0 for leaves; else above all its children.
+    group : int
+        Number of its group.
+    n_leaves : int
+        Leaves below it that are part of its answer.
+    response, error : str or None
+        The answer, or why there is none.
+    shortened : bool
+        Children were cut so that they fit the model's context together.
+    """
+
+    node: int
+    level: int
+    group: int
+    n_leaves: int
+    response: str | None
+    error: str | None = None
+    parent: int | None = None
+    shortened: bool = False
+
+
+def check_fanin(fanin: int | Literal["auto"]) -> int | Literal["auto"]:
+    """Let through a fan-in of 2 or more, or "auto"."""
+    if fanin == "auto" or (isinstance(fanin, int) and not isinstance(fanin, bool) and fanin >= 2):
+        return fanin
+    raise SettingError(f"fanin={fanin!r}: must be 'auto' or a whole number, 2 or more; with less a tree never ends")
+
+
+def bundles(lengths: Sequence[int], fanin: int | None, room: int | None) -> list[range]:
+    """Cut a level's children into bundles, one a node of the level above.
+
+    Parameters
+    ----------
+    lengths : sequence of int
+        Characters of each child's answer.
+    fanin : int or None
+        Children a node; None packs as many as fit the room, and at least two.
+    room : int or None
+        Characters that the children of a node may have together.
+
+    Returns
+    -------
+    list of range
+        Places in ``lengths``, in order, evenly filled where ``fanin`` is a number.
+
+    Examples
+    --------
+    >>> bundles([1] * 7, 3, None)
+    [range(0, 3), range(3, 5), range(5, 7)]
+    >>> bundles([400, 400, 400, 100], None, 1000)
+    [range(0, 2), range(2, 4)]
+    """
+    count = len(lengths)
+    if fanin is None and room is None:
+        fanin = UNKNOWN_CONTEXT_FANIN
+    if fanin is not None:
+        nodes = -(-count // fanin)
+        small, larger = divmod(count, nodes)
+        cuts = [0]
+        for i in range(nodes):
+            cuts.append(cuts[-1] + small + (i < larger))
+    else:
+        cuts, used = [0], 0
+        for place, length in enumerate(lengths):
+            needed = length + len(SEPARATOR)
+            if place - cuts[-1] >= 2 and used + needed > (room or 0):
+                cuts.append(place)
+                used = 0
+            used += needed
+        cuts.append(count)
+    return [range(a, b) for a, b in zip(cuts, cuts[1:], strict=False)]
+
+
+def shorten(texts: Sequence[str], room: int | None) -> tuple[list[str], bool]:
+    """Cut the longest of some texts so that all fit the room together.
+
+    Examples
+    --------
+    >>> shorten(["short", "x" * 100], 60)[0][0]
+    'short'
+    """
+    free = None if room is None else room - len(SEPARATOR) * (len(texts) - 1)
+    if free is None or sum(map(len, texts)) <= free:
+        return list(texts), False
+    # The share that all get alike, once those below it have given their rest to the others.
+    left, share = max(free, len(texts)), 0
+    for rank, length in enumerate(sorted(map(len, texts))):
+        share = left // (len(texts) - rank)
+        if length > share:
+            break
+        left -= length
+    keep = max(1, share - len(_ELLIPSIS))
+    return [t if len(t) <= share else t[:keep] + _ELLIPSIS for t in texts], True
+
+
+async def reduce_groups(
+    leaves: Sequence[Sequence[str]],
+    ask: Ask,
+    render: Render,
+    *,
+    fanin: int | None,
+    room: int | None = None,
+    nodes: list[Node] | None = None,
+) -> list[Node]:
+    """Reduce each group of leaves to one answer.
+
+    Parameters
+    ----------
+    leaves : sequence of sequence of str
+        The texts of each group.
+    ask : callable
+        Scatters a level's prompts.
+    render : callable
+        Makes a node's prompt.
+    fanin : int or None
+        Children a node; None packs by ``room``.
+    room : int, optional
+        Characters the children of a node may have together.
+    nodes : list, optional
+        Filled with the tree as it grows, so that an interrupted reduction leaves what it has.
+
+    Returns
+    -------
+    list of Node
+        The whole tree, leaves first; ``roots`` finds the answers.
+    """
+    nodes = [] if nodes is None else nodes
+    tops: list[list[Node]] = []
+    for group, texts in enumerate(leaves):
+        tops.append([])
+        for text in texts:
+            tops[group].append(Node(len(nodes), 0, group, 1, text))
+            nodes.append(tops[group][-1])
+    level = 0
+    while any(len(top) > 1 for top in tops):
+        level += 1
+        grown: list[tuple[Node, list[Node]]] = []
+        prompts: list[str] = []
+        for group, top in enumerate(tops):
+            if len(top) < 2:
+                continue
+            tops[group] = []
+            for places in bundles([len(n.response or "") for n in top], fanin, room):
+                children = [top[i] for i in places]
+                if len(children) == 1:  # the odd one out waits for the next level
+                    tops[group].append(children[0])
+                    continue
+                texts, cut = shorten([n.response or "" for n in children], room)
+                prompts.append(render(group, level, SEPARATOR.join(texts)))
+                node = Node(len(nodes), level, group, sum(n.n_leaves for n in children), None, shortened=cut)
+                nodes.append(node)
+                grown.append((node, children))
+                tops[group].append(node)
+        for (node, children), reply in zip(grown, await ask(prompts, level), strict=True):
+            for child in children:
+                child.parent = node.node
+            if reply.success:
+                node.response = reply.text
+            else:
+                node.error = reply.error or "no answer"
+                node.n_leaves = 0
+        tops = [[n for n in top if n.error is None] for top in tops]
+    return nodes
+
+
+def roots(nodes: Sequence[Node], groups: int) -> list[Node | None]:
+    """The node with each group's answer; None for a group that has none (yet)."""
+    found: list[Node | None] = [None] * groups
+    open_ends = [0] * groups
+    for node in nodes:
+        if node.parent is None and node.response is not None:
+            found[node.group] = node
+            open_ends[node.group] += 1
+    return [node if ends == 1 else None for node, ends in zip(found, open_ends, strict=True)]
+
+
+async def tree_reduce(
+    pool: AgentPool,
+    prompt: str,
+    reduce_prompt: str,
+    fanin: int = 50,
+    items: list[Any] | None = None,
+) -> Response:
+    """Ask leaves, then merge their answers until one is left.
+
+    Parameters
+    ----------
+    pool : AgentPool
+        Whom to ask, for leaves and nodes alike.
+    prompt : str
+        The leaves' prompt; with ``items`` its ``{item}`` is replaced by each, else it goes to every endpoint.
+    reduce_prompt : str
+        The nodes' prompt; ``{responses}`` is replaced by their children's answers, ``{level}`` by their level.
+    fanin : int, default 50
+        Children a node, 2 or more.
+    items : list, optional
+        What the leaves are about.
+
+    Returns
+    -------
+    Response
+        The merged answer; a failure where no leaf or no node answered.
+
+    Raises
+    ------
+    SettingError
+        ``fanin`` below 2, or ``{responses}`` is not in ``reduce_prompt``.
+    """
+    check_fanin(fanin)
+    if "{responses}" not in reduce_prompt:
+        raise SettingError("reduce_prompt must hold {responses}, where the answers to merge go")
+    if items is None:
+        answers = await pool.broadcast_prompt(prompt)
+    else:
+        answers = await pool.send_all_batched([prompt.replace("{item}", str(item)) for item in items])
+    leaves = [r.text for r in answers if r.success]
+    if not leaves:
+        error = next((r.error for r in answers), "there was nothing to ask")
+        return Response(False, "", error=f"no leaf answered; the first error: {error}")
+    cap = pool.max_tokens_aggregation if isinstance(pool, VLLMPool) else None
+
+    async def ask(prompts: list[str], level: int) -> list[Response]:
+        return await pool.send_all_batched(prompts, max_tokens=cap)
+
+    def render(group: int, level: int, responses: str) -> str:
+        values = {"{responses}": responses, "{level}": str(level)}
+        return re.sub(r"\{responses\}|\{level\}", lambda m: values[m[0]], reduce_prompt)
+
+    nodes = await reduce_groups([leaves], ask, render, fanin=int(fanin))
+    root = roots(nodes, 1)[0]
+    if root is None:
+        return Response(False, "", error=next((n.error for n in reversed(nodes) if n.error), "no answer"))
+    return Response(True, root.response or "")
