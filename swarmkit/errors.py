@@ -96,7 +96,7 @@ class EndpointError(SwarmError):
         self.failure = failure
 
 
-class _WithFrame(SwarmError):
+class _WithFrameError(SwarmError):
     """An error that hands back the rows that did finish."""
 
     def __init__(self, message: str, frame: pd.DataFrame | None = None) -> None:
@@ -104,7 +104,7 @@ class _WithFrame(SwarmError):
         self.frame = frame
 
 
-class NoEndpointsError(_WithFrame):
+class NoEndpointsError(_WithFrameError):
     """No endpoint is left that could do the work.
 
     Attributes
@@ -114,7 +114,7 @@ class NoEndpointsError(_WithFrame):
     """
 
 
-class ScatterError(_WithFrame):
+class ScatterError(_WithFrameError):
     """Rows failed and ``on_error="raise"`` was asked for.
 
     Attributes

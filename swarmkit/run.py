@@ -11,7 +11,7 @@ from collections.abc import Callable, Coroutine, Generator
 from typing import TYPE_CHECKING, Any, Literal
 
 from . import bridge
-from .errors import CancelledError, NoEndpointsError, ScatterError, ScatterInterrupted, SwarmError
+from .errors import CancelledError, LoopThreadError, NoEndpointsError, ScatterError, ScatterInterrupted, SwarmError
 from .records import Failure
 from .stats import RunStats, table_html
 
@@ -145,8 +145,10 @@ class Run:
                 "swarmkit.last_run().partial(); ask only the others with only_missing=True",
                 self._frame("interrupted"),
             ) from None
-        except (Exception, concurrent.futures.CancelledError):
-            return self._outcome()
+        except LoopThreadError:
+            raise
+        except (Exception, concurrent.futures.CancelledError):  # noqa: BLE001 - _outcome raises it, dressed
+            pass
         return self._outcome()
 
     def __await__(self) -> Generator[Any, None, pd.DataFrame]:
@@ -163,8 +165,8 @@ class Run:
                 self.cancel()
                 await asyncio.wait([waiter])
                 raise
-        except Exception:
-            return self._outcome()
+        except (Exception, concurrent.futures.CancelledError):  # noqa: BLE001 - _outcome raises it, dressed
+            pass
         return self._outcome()
 
     def _outcome(self) -> pd.DataFrame:

@@ -137,7 +137,8 @@ def decode(route: Route, data: bytes, n_prompts: int, n: int = 1) -> list[Reply]
 
     Examples
     --------
-    >>> body = b'{"choices":[{"index":1,"text":"b","finish_reason":"stop"},{"index":0,"text":"a","finish_reason":"stop"}]}'
+    >>> a, b = '{"index":0,"text":"a","finish_reason":"stop"}', '{"index":1,"text":"b","finish_reason":"stop"}'
+    >>> body = f'{{"choices":[{b},{a}]}}'.encode()
     >>> [r.text for r in decode(Route.COMPLETIONS, body, 2)]
     ['a', 'b']
     """

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Literal
 
 from ..errors import SettingError
@@ -107,7 +108,7 @@ def bundles(lengths: Sequence[int], fanin: int | None, room: int | None) -> list
                 used = 0
             used += needed
         cuts.append(count)
-    return [range(a, b) for a, b in zip(cuts, cuts[1:], strict=False)]
+    return [range(a, b) for a, b in pairwise(cuts)]
 
 
 def shorten(texts: Sequence[str], room: int | None) -> tuple[list[str], bool]:
