@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         ScatterInterrupted,
         SettingError,
         SwarmError,
+        SwarmWarning,
         UnknownColumnError,
     )
     from .frames import ascatter, atree_reduce, broadcast, iter_scatter, preview, scatter, submit, tree_reduce
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from .policy import BatchPolicy, RetryPolicy
     from .pool import AgentPool
     from .records import Response
-    from .run import Run, SwarmWarning, last_run
+    from .run import Run, last_run
     from .stats import RunStats
     from .vllm_pool import VLLMPool
 
@@ -56,24 +57,16 @@ _HOMES = {
         "ScatterInterrupted",
         "SettingError",
         "SwarmError",
+        "SwarmWarning",
         "UnknownColumnError",
     ),
-    "frames": (
-        "ascatter",
-        "atree_reduce",
-        "broadcast",
-        "iter_scatter",
-        "preview",
-        "scatter",
-        "submit",
-        "tree_reduce",
-    ),
+    "frames": ("ascatter", "atree_reduce", "broadcast", "iter_scatter", "preview", "scatter", "submit", "tree_reduce"),
     "hostfile": ("AgentEndpoint", "parse_hostfile"),
     "local": ("LocalSwarm", "local"),
     "policy": ("BatchPolicy", "RetryPolicy"),
     "pool": ("AgentPool",),
     "records": ("Response",),
-    "run": ("Run", "SwarmWarning", "last_run"),
+    "run": ("Run", "last_run"),
     "stats": ("RunStats",),
     "vllm_pool": ("VLLMPool",),
 }

@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
 from . import bridge
-from .errors import HostfileError, NoEndpointsError, SettingError
+from .errors import HostfileError, NoEndpointsError, SettingError, warn
 from .hostfile import AgentEndpoint, as_endpoint, parse_hostfile
 from .policy import BatchPolicy, RetryPolicy
 from .probe import PROBE_S, ServerInfo, probe_all
 from .records import Chat
-from .run import warn
 from .vllm_pool import VLLMPool
 
 __all__ = ["connect", "default_pool", "resolve", "set_default_pool", "use_pool"]
@@ -102,8 +101,11 @@ def connect(
         retry=retry,
         **settings,
     )
-    infos = bridge.call(probe_all(pool._core.transport(), pool.endpoints, probe_timeout))
-    pool = fit(pool, infos)
+    try:
+        pool = fit(pool, bridge.call(probe_all(pool._core.transport(), pool.endpoints, probe_timeout)))
+    except BaseException:
+        bridge.call(pool.close())  # nobody else could: the probe's connections would be left open
+        raise
     set_default_pool(pool)
     return pool
 

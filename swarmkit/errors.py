@@ -16,6 +16,7 @@
     └── CancelledError                 the run was cancelled; ``run.partial()`` has what had finished
 
     ScatterInterrupted                 a KeyboardInterrupt (stop button, Ctrl-C) with ``.frame``
+    SwarmWarning                       a UserWarning: rows failed, or endpoints are left out
 
 What the caller did wrong and what an endpoint did wrong never share a branch: the first is raised at
 once, the second becomes the error of a row unless nothing is left that could answer.
@@ -23,6 +24,9 @@ once, the second becomes the error of a row unless nothing is left that could an
 
 from __future__ import annotations
 
+import os
+import sys
+import warnings
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -43,7 +47,9 @@ __all__ = [
     "ScatterInterrupted",
     "SettingError",
     "SwarmError",
+    "SwarmWarning",
     "UnknownColumnError",
+    "warn",
 ]
 
 
@@ -140,3 +146,18 @@ class ScatterInterrupted(KeyboardInterrupt):
     def __init__(self, message: str, frame: pd.DataFrame | None = None) -> None:
         super().__init__(message)
         self.frame = frame
+
+
+class SwarmWarning(UserWarning):
+    """Rows failed, or endpoints are left out; the message says which and what to do."""
+
+
+def warn(message: str) -> None:
+    """Warn at the line of the caller's own code that called into this package, however deep that was."""
+    package = os.path.dirname(__file__)
+    level = 2
+    frame = sys._getframe(1)
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(package):
+        frame = frame.f_back
+        level += 1
+    warnings.warn(message, SwarmWarning, stacklevel=level)

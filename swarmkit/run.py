@@ -3,43 +3,33 @@
 from __future__ import annotations
 
 import concurrent.futures
-import os
-import sys
-import warnings
 from collections import Counter
 from collections.abc import Callable, Coroutine, Generator
 from typing import TYPE_CHECKING, Any, Literal
 
 from . import bridge
-from .errors import CancelledError, LoopThreadError, NoEndpointsError, ScatterError, ScatterInterrupted, SwarmError
+from .errors import (
+    CancelledError,
+    LoopThreadError,
+    NoEndpointsError,
+    ScatterError,
+    ScatterInterrupted,
+    SwarmError,
+    warn,
+)
 from .records import Failure
 from .stats import RunStats, table_html
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Run", "SwarmWarning", "last_run", "warn"]
+__all__ = ["Run", "last_run"]
 
 OnError = Literal["column", "raise"]
 
 _newest: Run | None = None
 _SHOWN_CAUSES = 5
 _SHOWN_ROWS = 5
-
-
-class SwarmWarning(UserWarning):
-    """Rows failed, or endpoints are left out; the message says which and what to do."""
-
-
-def warn(message: str) -> None:
-    """Warn at the line of the caller's own code that called into this package, however deep that was."""
-    package = os.path.dirname(__file__)
-    level = 1
-    frame = sys._getframe(1)
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(package):
-        frame = frame.f_back
-        level += 1
-    warnings.warn(message, SwarmWarning, stacklevel=level)
 
 
 class Run:

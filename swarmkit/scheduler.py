@@ -9,21 +9,19 @@ The rules, in the order an endpoint looking for work applies them:
 2. Then its own home queue, a batch at a time.
 3. When that is dry, it steals from the end of the longest queue, in ever smaller bites.
 
-How much an endpoint may hold: one request until it has answered, ``max_in_flight`` afterwards, and never more
-rows than its share, by measured speed, of all that is left (with a little slack). The last rule is what keeps a
-slow endpoint from sitting on the end of a run, and what makes bites small as the work runs out ("guided
-self-scheduling", Polychronopoulos and Kuck 1987, with the share weighed by speed).
+``fleet.py`` says how much an endpoint may hold, and whether it is well enough to be sent anything.
 """
 
 from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from .batches import halves
-from .policy import BREAKER, REACTIONS, Breaker, Reaction, RetryPolicy, Signal, backoff_s
+from .fleet import Fleet
+from .policy import REACTIONS, RetryPolicy
 from .records import Batch, Failure, FailureKind
 
 __all__ = [
@@ -75,10 +73,9 @@ Event = Delivered | Ended | Failed | Tick
 
 @dataclass(frozen=True, slots=True)
 class Send:
-    """Put this batch on the wire. ``same_again`` marks the resending after a stale connection."""
+    """Put this batch on the wire."""
 
     batch: Batch
-    same_again: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,9 +109,6 @@ class Stop:
 
 Instruction = Send | Settle | Drop | Wake | Stop
 
-_SLACK = 1.25  # an endpoint may hold this much more than its share: rates are estimates
-_FIRST_SINGLES = 32  # one-row requests an endpoint holds before it has answered
-
 
 @dataclass(frozen=True, slots=True)
 class _Parcel:
@@ -131,31 +125,8 @@ class _Parcel:
 class _Flight:
     batch: Batch
     unfinished: set[int]
-    sent_at: float
     parcel: _Parcel | None
     same_again: bool
-
-
-@dataclass(slots=True)
-class _Endpoint:
-    queue: deque[int]
-    max_bite: int
-    requests: int = 0
-    held: int = 0
-    done: int = 0
-    proven: bool = False
-    busy_since: float = 0.0
-    busy_s: float = 0.0
-    rate: float = 0.0  # rows a second while busy; 0: not known yet
-    breaker: Breaker = Breaker.CLOSED
-    faults: int = 0
-    opens: int = 0
-    busy: int = 0
-    rest_until: float = 0.0
-
-    @property
-    def ready(self) -> bool:
-        return self.breaker in (Breaker.CLOSED, Breaker.HALF_OPEN)
 
 
 @dataclass(slots=True)
@@ -166,7 +137,6 @@ class Counts:
     halvings: int = 0
     retries: int = 0
     quarantined: int = 0
-    opens: dict[int, int] = field(default_factory=dict)
 
 
 class Scheduler:
@@ -215,14 +185,13 @@ class Scheduler:
         tight: Mapping[int, int] | None = None,
         resting: Iterable[int] = (),
     ) -> None:
-        self._endpoints = [_Endpoint(deque(q), max_size) for q in queues]
-        self._lengths = [len(e.queue) for e in self._endpoints]
-        self._unsent = sum(self._lengths)
-        self._left = self._unsent
-        self._max_size = max_size
-        self._max_in_flight = max_in_flight
-        self._retry = retry
-        self._draw = draw
+        self._queues = [deque(q) for q in queues]
+        self._lengths = [len(q) for q in self._queues]
+        self._unsent = self._left = sum(self._lengths)
+        self._fleet = Fleet(
+            len(queues), max_size=max_size, max_in_flight=max_in_flight, retry=retry, draw=draw, resting=resting
+        )
+        self._max_attempts = retry.max_attempts
         self._concurrency = concurrency or math.inf
         self._tight = tight or {}
         self._settled = bytearray(size)
@@ -234,15 +203,12 @@ class Scheduler:
         self._ward: int | None = None  # the one endpoint that meets suspects
         self._suspect: int | None = None  # the ticket of the suspect in flight
         self._flights: dict[int, _Flight] = {}
-        self._hungry: dict[int, None] = {}
+        self._hungry: dict[int, None] = {}  # endpoints that found nothing to do, the longest waiting first
         self._tickets = 0
-        self._rate_sum = 0.0
-        self._rated = 0
-        for index in resting:
-            self._endpoints[index].breaker = Breaker.OPEN
-        self._ready = sum(e.ready for e in self._endpoints)
         self._last_failure: Failure | None = None
         self._stopped = False
+        self._now = 0.0
+        self._out: list[Instruction] = []
 
     # ---- questions ------------------------------
 
@@ -257,307 +223,152 @@ class Scheduler:
     @property
     def alive(self) -> int:
         """Endpoints that are given work now."""
-        return self._ready
-
-    @property
-    def in_flight(self) -> int:
-        """Requests under way."""
-        return len(self._flights)
-
-    def states(self) -> list[Breaker]:
-        """The breaker state of each endpoint."""
-        return [e.breaker for e in self._endpoints]
+        return self._fleet.ready
 
     # ---- events ------------------------------
 
     def start(self, now: float) -> list[Instruction]:
         """Begin: the first batch of every endpoint."""
-        out: list[Instruction] = []
-        if not self._left:
-            self._stopped = True
-            return [Stop()]
-        for index, e in enumerate(self._endpoints):
-            if e.breaker is Breaker.OPEN:
-                self._rest(e, backoff_s(1, self._retry, self._draw()), now, out)
-            self._fill(index, now, out)
-        return out
+        self._now, self._out = now, []
+        for index, e in enumerate(self._fleet):
+            if e.ready:
+                self._fill(index)
+            else:
+                self._out.append(Wake(self._fleet.rest(index, now)))
+        self._finish()
+        return self._out
 
     def handle(self, event: Event, now: float) -> list[Instruction]:
         """Take one event at time ``now`` (seconds); return what is to be done about it, in order."""
-        out: list[Instruction] = []
+        self._now, self._out = now, []
         if self._stopped:
-            return out
-        match event:
-            case Delivered(ticket, rows):
-                self._delivered(ticket, rows, now, out)
-            case Ended(ticket):
-                self._ended(ticket, now, out)
-            case Failed(ticket, failure):
-                self._failed(ticket, failure, now, out)
-            case Tick():
-                self._rested(now)
-        self._feed(now, out)
-        self._finish(out)
-        return out
+            return self._out
+        if isinstance(event, Tick):
+            self._hungry.update(dict.fromkeys(self._fleet.rested(now)))
+        elif (flight := self._flights.get(event.ticket)) is not None:
+            match event:
+                case Delivered(_, rows):
+                    self._delivered(flight, rows)
+                case Ended():
+                    self._ended(flight)
+                case Failed(_, failure):
+                    self._failed(flight, failure)
+        self._feed()
+        self._finish()
+        return self._out
 
-    def _delivered(self, ticket: int, rows: Sequence[int], now: float, out: list[Instruction]) -> None:
-        flight = self._flights.get(ticket)
-        if flight is None:
-            return
-        index = flight.batch.endpoint
-        e = self._endpoints[index]
-        before = len(flight.unfinished)
+    def _delivered(self, flight: _Flight, rows: Sequence[int]) -> None:
+        held = len(flight.unfinished)
         flight.unfinished.difference_update(rows)
         for row in rows:
             if not self._settled[row]:
                 self._settled[row] = 1
                 self._left -= 1
-        got = before - len(flight.unfinished)
-        e.held -= got
-        e.done += got
-        self._measure(e, now)
-        self._succeeded(e)
-        self._fill(index, now, out)
+        self._fleet.delivered(flight.batch.endpoint, held - len(flight.unfinished), self._now)
+        self._fill(flight.batch.endpoint)
 
-    def _ended(self, ticket: int, now: float, out: list[Instruction]) -> None:
-        flight = self._flights.get(ticket)
-        if flight is None:
-            return
+    def _ended(self, flight: _Flight) -> None:
         if flight.unfinished:
-            missing = Failure(FailureKind.MALFORMED, f"the reply lacks {len(flight.unfinished)} of its rows")
-            self._failed(ticket, missing, now, out)
+            missing = f"the reply lacks {len(flight.unfinished)} of its {len(flight.batch.rows)} rows"
+            self._failed(flight, Failure(FailureKind.MALFORMED, missing))
             return
         at_limit = len(self._flights) >= self._concurrency
-        self._land(flight, now)
+        self._land(flight)
         if at_limit:  # others have waited longer for this place
             self._hungry[flight.batch.endpoint] = None
         else:
-            self._fill(flight.batch.endpoint, now, out)
+            self._fill(flight.batch.endpoint)
 
-    def _failed(self, ticket: int, failure: Failure, now: float, out: list[Instruction]) -> None:
-        flight = self._flights.get(ticket)
-        if flight is None:
-            return
+    def _failed(self, flight: _Flight, failure: Failure) -> None:
         index = flight.batch.endpoint
-        self._land(flight, now)
+        self._land(flight)
         self._last_failure = failure
+        if (at := self._fleet.failed(index, failure, len(flight.batch.rows), self._now)) is not None:
+            self._out.append(Wake(at))
         rows = tuple(r for r in flight.batch.rows if r in flight.unfinished and not self._settled[r])
-        reaction = REACTIONS[failure.kind]
-        self._blame(index, failure, reaction, len(flight.batch.rows), now, out)
-        if not rows:
-            return
-        if reaction.attempt:
-            rows = self._spend_attempts(rows, failure, out)
+        if REACTIONS[failure.kind].attempt:
+            rows = self._spend_attempts(rows, failure)
         if rows:
-            self._resend(flight, rows, failure, reaction, now, out)
-        self._fill(index, now, out)
-
-    def _rested(self, now: float) -> None:
-        for index, e in enumerate(self._endpoints):
-            if e.breaker is Breaker.OPEN and e.rest_until <= now:
-                self._signal(e, Signal.PAUSE_OVER)
-            if e.ready and e.rest_until <= now:
-                self._hungry[index] = None
+            self._resend(flight, rows, failure)
+        self._fill(index)
 
     # ---- the fate of unfinished rows ------------------------------
 
-    def _spend_attempts(self, rows: tuple[int, ...], failure: Failure, out: list[Instruction]) -> tuple[int, ...]:
+    def _spend_attempts(self, rows: tuple[int, ...], failure: Failure) -> tuple[int, ...]:
         """Count a fault against each row; settle those whose budget is spent, return the others."""
-        kept = []
         for row in rows:
-            spent = self._faulted[row] = self._faulted.get(row, 0) + 1
-            if spent >= self._retry.max_attempts:
-                self._settle(row, failure, out)
-            else:
-                kept.append(row)
-        return tuple(kept)
+            self._faulted[row] = self._faulted.get(row, 0) + 1
+            if self._faulted[row] >= self._max_attempts:
+                self._settle(row, failure)
+        return tuple(r for r in rows if not self._settled[r])
 
-    def _resend(
-        self,
-        flight: _Flight,
-        rows: tuple[int, ...],
-        failure: Failure,
-        reaction: Reaction,
-        now: float,
-        out: list[Instruction],
-    ) -> None:
-        index = flight.batch.endpoint
-        parcel = flight.parcel or _Parcel(rows)
+    def _resend(self, flight: _Flight, rows: tuple[int, ...], failure: Failure) -> None:
+        index, parcel, where = flight.batch.endpoint, flight.parcel or _Parcel(rows), REACTIONS[failure.kind].rows
         self.counts.retries += 1
-        if reaction.rows == "same" and not flight.same_again:
-            self._send(index, rows, now, out, parcel=flight.parcel, same_again=True)
-        elif reaction.rows == "halve":
-            self._halve(index, rows, parcel, failure, out)
-        elif reaction.rows == "any" and flight.parcel is None:
-            self._requeue(index, rows)
+        if where == "same" and not flight.same_again:
+            self._send(index, rows, flight.parcel, same_again=True)
+        elif where == "halve":
+            self._halve(index, rows, parcel, failure)
+        elif where == "any" and flight.parcel is None:
+            self._queues[index].extendleft(reversed(rows))
+            self._lengths[index] += len(rows)
+            self._unsent += len(rows)
         elif failure.kind in (FailureKind.DISCONNECT, FailureKind.SERVER, FailureKind.HANG):
-            self._suspected(index, rows, parcel, failure, out)
+            self._suspected(index, rows, parcel, failure)
         else:
-            self._parcels.append(_Parcel(rows, parcel.avoid | {index}, parcel.deaths, parcel.refused, parcel.alone))
+            self._parcels.append(replace(parcel, rows=rows, avoid=parcel.avoid | {index}))
 
-    def _halve(
-        self, index: int, rows: tuple[int, ...], parcel: _Parcel, failure: Failure, out: list[Instruction]
-    ) -> None:
+    def _halve(self, index: int, rows: tuple[int, ...], parcel: _Parcel, failure: Failure) -> None:
         """A refused batch is split; a refused lone row gets a second opinion, if there is anyone to ask."""
+        avoid = parcel.avoid | {index}
         if len(rows) > 1:
             self.counts.halvings += 1
             self._parcels.extendleft(_Parcel(part, deaths=parcel.deaths) for part in reversed(halves(rows)))
-            return
-        avoid = parcel.avoid | {index}
-        if parcel.refused or not self._others_ready(avoid):
-            self._settle(rows[0], failure, out)
+        elif parcel.refused or not self._fleet.others_ready(avoid):
+            self._settle(rows[0], failure)
         else:
             self._parcels.append(_Parcel(rows, avoid, refused=True))
 
-    def _suspected(
-        self, index: int, rows: tuple[int, ...], parcel: _Parcel, failure: Failure, out: list[Instruction]
-    ) -> None:
+    def _suspected(self, index: int, rows: tuple[int, ...], parcel: _Parcel, failure: Failure) -> None:
         """A batch died with its endpoint. Once: bad luck. Twice: one of its rows may be the cause."""
         if parcel.alone:
-            self._settle(rows[0], failure, out)
+            self._settle(rows[0], failure)
         elif parcel.deaths:
             self.counts.quarantined += len(rows)
             self._quarantine.extend(_Parcel((r,), deaths=2, alone=True) for r in rows)
         else:
             self._parcels.append(_Parcel(rows, parcel.avoid | {index}, deaths=1, refused=parcel.refused))
 
-    def _requeue(self, index: int, rows: tuple[int, ...]) -> None:
-        e = self._endpoints[index]
-        e.queue.extendleft(reversed(rows))
-        self._lengths[index] += len(rows)
-        self._unsent += len(rows)
-
-    def _settle(self, row: int, failure: Failure, out: list[Instruction]) -> None:
+    def _settle(self, row: int, failure: Failure) -> None:
         self._settled[row] = 1
         self._left -= 1
-        out.append(Settle(row, failure))
-
-    # ---- endpoints: speed, pauses, breakers ------------------------------
-
-    def _measure(self, e: _Endpoint, now: float) -> None:
-        busy = e.busy_s + (now - e.busy_since if e.requests else 0.0)
-        if busy <= 0 or not e.done:
-            return
-        if not e.rate:
-            self._rated += 1
-        rate = e.done / busy
-        self._rate_sum += rate - e.rate
-        e.rate = rate
-
-    def _succeeded(self, e: _Endpoint) -> None:
-        e.proven = True
-        e.faults = e.opens = e.busy = 0
-        if e.max_bite < self._max_size:
-            e.max_bite = min(self._max_size, e.max_bite * 2)
-        if e.breaker is not Breaker.CLOSED:
-            self._signal(e, Signal.SUCCESS)
-
-    def _blame(
-        self, index: int, failure: Failure, reaction: Reaction, rows: int, now: float, out: list[Instruction]
-    ) -> None:
-        e = self._endpoints[index]
-        if failure.kind is FailureKind.DENIED:
-            self._signal(e, Signal.DENIED)
-            return
-        blamed, trips = reaction.blamed, reaction.trips
-        if failure.kind is FailureKind.BUSY:
-            e.busy += 1
-            e.max_bite = max(1, rows // 2)
-            blamed = trips = e.busy >= self._retry.max_busy
-        if blamed:
-            e.faults += 1
-            trips = trips or e.faults >= self._retry.breaker_threshold
-            was_open = e.breaker is Breaker.OPEN
-            self._signal(e, Signal.TRIP if trips else Signal.FAULT)
-            if e.breaker is not Breaker.OPEN or was_open:
-                return
-            e.opens += 1
-            self.counts.opens[index] = self.counts.opens.get(index, 0) + 1
-            if e.opens >= self._retry.max_opens:
-                self._signal(e, Signal.DENIED)
-                return
-            self._rest(e, backoff_s(e.opens, self._retry, self._draw()), now, out)
-        elif reaction.pause:
-            pause = backoff_s(max(e.busy, 1), self._retry, self._draw())
-            self._rest(e, failure.retry_after_s or pause, now, out)
-
-    def _rest(self, e: _Endpoint, pause: float, now: float, out: list[Instruction]) -> None:
-        e.rest_until = max(e.rest_until, now + pause)
-        out.append(Wake(e.rest_until))
-
-    def _signal(self, e: _Endpoint, signal: Signal) -> None:
-        was = e.ready
-        e.breaker = BREAKER[e.breaker, signal]
-        self._ready += e.ready - was
-        if e.breaker is Breaker.OUT and e.rate:
-            self._rate_sum -= e.rate
-            self._rated -= 1
-            e.rate = 0.0
-
-    def _others_ready(self, avoid: Collection[int]) -> bool:
-        return self._ready > sum(self._endpoints[i].ready for i in avoid)
+        self._out.append(Settle(row, failure))
 
     # ---- handing out work ------------------------------
 
-    def _fill(self, index: int, now: float, out: list[Instruction]) -> None:
+    def _fill(self, index: int) -> None:
         """Send to one endpoint while it has room and there is work; remember it as hungry otherwise."""
-        e = self._endpoints[index]
-        while e.ready and e.rest_until <= now:
-            room = self._room(e)
-            if room < 1:
-                return
-            if len(self._flights) >= self._concurrency:
-                self._hungry[index] = None
-                return
-            rows, parcel = self._take(index, room)
+        while room := self._fleet.room(index, self._left, self._now):
+            rows, parcel = self._take(index, room) if len(self._flights) < self._concurrency else ((), None)
             if not rows:
                 self._hungry[index] = None
                 return
-            self._send(index, rows, now, out, parcel=parcel)
-
-    def _room(self, e: _Endpoint) -> int:
-        """Rows this endpoint may be sent in one request now; 0 when it holds enough."""
-        size = min(self._max_size, e.max_bite)
-        if e.breaker is Breaker.HALF_OPEN:
-            return max(1, size // 10) if not e.requests else 0
-        if e.proven:
-            requests = self._max_in_flight
-        else:
-            requests = min(self._max_in_flight, _FIRST_SINGLES) if self._max_size == 1 else 1
-        if e.requests >= requests:
-            return 0
-        hold = min(self._max_size * requests, self._share(e))
-        free = hold - e.held
-        # Rows finish one by one. Topping up by as few as have just finished would shred the work into tiny
-        # requests, so an endpoint that holds work waits until a whole batch, or half its share, fits.
-        if e.held and free < min(size, (hold + 1) // 2):
-            return 0
-        return min(size, max(free, 0 if e.held else 1))
-
-    def _share(self, e: _Endpoint) -> int:
-        """Rows that are this endpoint's part, by speed, of all that is left."""
-        if self._ready < 2 or not e.rate or 2 * self._rated < self._ready:
-            return self._left
-        mean = self._rate_sum / self._rated
-        total = self._rate_sum + mean * max(0, self._ready - self._rated)
-        return math.ceil(self._left * e.rate / total * _SLACK)
+            self._send(index, rows, parcel)
 
     def _take(self, index: int, room: int) -> tuple[tuple[int, ...], _Parcel | None]:
         parcel = self._take_suspect(index) or self._take_parcel(index, room)
         if parcel is not None:
             return parcel.rows, parcel
-        if self._unsent:
-            if self._lengths[index]:
-                return self._cut(index, room, steal=False), None
-            return self._steal(room), None
-        return (), None
+        if self._lengths[index]:
+            return self._cut(index, room, steal=False), None
+        return self._steal(room), None
 
     def _take_suspect(self, index: int) -> _Parcel | None:
         while self._quarantine and self._settled[self._quarantine[0].rows[0]]:
             self._quarantine.popleft()
         if not self._quarantine or self._suspect is not None:
             return None
-        if self._ward is not None and self._ward != index and self._endpoints[self._ward].ready:
+        if self._ward is not None and self._ward != index and self._fleet[self._ward].ready:
             return None
         self._ward = index
         self._suspect = self._tickets  # the ticket that the next _send will take
@@ -569,79 +380,57 @@ class Scheduler:
             rows = tuple(r for r in parcel.rows if not self._settled[r])
             if not rows:
                 continue
-            if index in parcel.avoid and self._others_ready(parcel.avoid):
+            if index in parcel.avoid and self._fleet.others_ready(parcel.avoid):
                 self._parcels.append(parcel)
                 continue
             if len(rows) > room:
-                rest = _Parcel(rows[room:], parcel.avoid, parcel.deaths, parcel.refused)
-                self._parcels.appendleft(rest)
-                rows = rows[:room]
-            return _Parcel(rows, parcel.avoid, parcel.deaths, parcel.refused, parcel.alone)
+                self._parcels.appendleft(replace(parcel, rows=rows[room:]))
+            return replace(parcel, rows=rows[:room])
         return None
 
     def _steal(self, room: int) -> tuple[int, ...]:
-        longest = max(self._lengths)
-        victim = self._lengths.index(longest)
-        # Half of an equal part of what is unsent: the bites shrink as the work does, so the last ones are small
-        # and all endpoints finish together.
-        bite = min(room, max(1, math.ceil(self._unsent / max(1, self._ready) / 2)))
+        if not self._unsent:
+            return ()
+        victim = self._lengths.index(max(self._lengths))
+        # Half of an equal part of what is unsent: the bites shrink as the work does, so the last ones are
+        # small and all endpoints finish together.
+        bite = min(room, max(1, math.ceil(self._unsent / max(1, self._fleet.ready) / 2)))
         self.counts.steals += 1
         return self._cut(victim, bite, steal=True)
 
     def _cut(self, index: int, size: int, *, steal: bool) -> tuple[int, ...]:
         """Take up to ``size`` rows off a queue, its front for its owner, its end for a thief; never mixing
         tight rows with roomy ones."""
-        queue = self._endpoints[index].queue
-        pop = queue.pop if steal else queue.popleft
-        if not self._tight:
-            rows = [pop() for _ in range(min(size, len(queue)))]
-        else:
-            rows = [pop()]
-            end = -1 if steal else 0
-            is_tight = rows[0] in self._tight
-            while queue and len(rows) < size and (queue[end] in self._tight) == is_tight:
-                rows.append(pop())
+        queue = self._queues[index]
+        pop, end = (queue.pop, -1) if steal else (queue.popleft, 0)
+        rows = [pop()]
+        tight = rows[0] in self._tight
+        while queue and len(rows) < size and (queue[end] in self._tight) == tight:
+            rows.append(pop())
         if steal:
             rows.reverse()
         self._lengths[index] -= len(rows)
         self._unsent -= len(rows)
         return tuple(rows)
 
-    def _send(
-        self,
-        index: int,
-        rows: tuple[int, ...],
-        now: float,
-        out: list[Instruction],
-        *,
-        parcel: _Parcel | None,
-        same_again: bool = False,
-    ) -> None:
-        e = self._endpoints[index]
-        if not e.requests:
-            e.busy_since = now
-        e.requests += 1
-        e.held += len(rows)
+    def _send(self, index: int, rows: tuple[int, ...], parcel: _Parcel | None, same_again: bool = False) -> None:
+        self._fleet.sent(index, len(rows), self._now)
         for row in rows:
             if self.attempts[row] < 255:
                 self.attempts[row] += 1
         batch = Batch(self._tickets, index, rows)
         self._tickets += 1
-        self._flights[batch.ticket] = _Flight(batch, set(rows), now, parcel, same_again)
-        out.append(Send(batch, same_again))
+        self._flights[batch.ticket] = _Flight(batch, set(rows), parcel, same_again)
+        self._out.append(Send(batch))
 
-    def _land(self, flight: _Flight, now: float) -> None:
+    def _land(self, flight: _Flight) -> None:
         """A request is over: take it off the books."""
-        e = self._endpoints[flight.batch.endpoint]
         del self._flights[flight.batch.ticket]
         if self._suspect == flight.batch.ticket:
             self._suspect = None
-        e.held -= len(flight.unfinished)
-        e.requests -= 1
-        if not e.requests:
-            e.busy_s += now - e.busy_since
+        self._fleet.landed(flight.batch.endpoint, len(flight.unfinished), self._now)
 
-    def _feed(self, now: float, out: list[Instruction]) -> None:
+    def _feed(self) -> None:
         """Offer work that has come up (requeued rows, freed capacity) to the endpoints that had none."""
         if not self._hungry or not (self._unsent or self._parcels or self._quarantine):
             return
@@ -649,14 +438,14 @@ class Scheduler:
             if len(self._flights) >= self._concurrency:
                 return
             del self._hungry[index]
-            self._fill(index, now, out)
+            self._fill(index)
 
-    def _finish(self, out: list[Instruction]) -> None:
+    def _finish(self) -> None:
         if not self._left:
             self._stopped = True
             # Requests whose rows have all come only have their closing words left; the others are copies.
-            out.extend(Drop(ticket) for ticket, flight in self._flights.items() if flight.unfinished)
-            out.append(Stop())
-        elif not self._flights and all(e.breaker is Breaker.OUT for e in self._endpoints):
+            self._out.extend(Drop(ticket) for ticket, flight in self._flights.items() if flight.unfinished)
+            self._out.append(Stop())
+        elif not self._flights and self._fleet.gone:
             self._stopped = True
-            out.append(Stop(self._last_failure or Failure(FailureKind.CONNECT, "there is no endpoint")))
+            self._out.append(Stop(self._last_failure or Failure(FailureKind.CONNECT, "there is no endpoint")))

@@ -64,12 +64,7 @@ class Transport:
             limits=_LIMITS,
             headers={"accept-encoding": "identity"},  # nothing to inflate: nodes are near, CPU is not free
         )
-        self._client = _Client(
-            api_key="unused",
-            base_url="http://swarmkit.invalid",
-            max_retries=0,
-            http_client=http,
-        )
+        self._client = _Client(api_key="unused", base_url="http://swarmkit.invalid", max_retries=0, http_client=http)
 
     async def post(self, endpoint: AgentEndpoint, path: str, body: bytes, *, timeout: float | None = None) -> bytes:
         """Post JSON, return the body of the answer.

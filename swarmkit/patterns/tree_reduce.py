@@ -215,11 +215,7 @@ def roots(nodes: Sequence[Node], groups: int) -> list[Node | None]:
 
 
 async def tree_reduce(
-    pool: AgentPool,
-    prompt: str,
-    reduce_prompt: str,
-    fanin: int = 50,
-    items: list[Any] | None = None,
+    pool: AgentPool, prompt: str, reduce_prompt: str, fanin: int = 50, items: list[Any] | None = None
 ) -> Response:
     """Ask leaves, then merge their answers until one is left.
 

@@ -1,0 +1,7 @@
+"""``python -m swarmkit`` is the command ``swarmkit``."""
+
+import sys
+
+from .cli import main
+
+sys.exit(main())

@@ -1,0 +1,125 @@
+"""The keywords of every verb that sends, and what they come to."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from typing import Any, Literal, TypedDict
+
+from . import progress
+from .connect import use_pool
+from .errors import SettingError
+from .events import WATCHERS, Listener
+from .records import Ask, Chat
+from .run import OnError
+from .vllm_pool import VLLMPool
+
+__all__ = ["Call", "Options", "read_options"]
+
+_SAMPLING = (
+    "temperature", "top_p", "top_k", "min_p", "stop", "seed", "presence_penalty", "frequency_penalty",
+    "repetition_penalty", "logit_bias", "min_tokens", "ignore_eos", "stop_token_ids", "user",
+)  # fmt: skip
+_OURS = ("model", "prompt", "messages", "n", "max_tokens", "stream", "stream_options", "stream_interval")
+
+
+class Options(TypedDict, total=False):
+    """Keywords of every verb that sends.
+
+    Attributes
+    ----------
+    pool : VLLMPool or what ``connect`` takes
+        Whom to ask; the default pool otherwise.
+    system : str
+        System prompt.
+    mode : {"batch", "single"}
+        Many prompts a request, or one.
+    chat : "auto", (prefix, suffix), callable or None
+        Overrides the pool's.
+    delivery : {"auto", "rows", "batch"}
+        Overrides the pool's.
+    max_tokens : int
+        Tokens a row may generate; overrides the pool's.
+    progress : bool or "auto"
+        Whether a bar is shown; "auto" (the default): in notebooks and terminals.
+    on_error : {"column", "raise"}
+        Whether failed rows only carry their error, or also raise at the end.
+    extra_body : dict
+        Further fields of the request, as the server knows them.
+    temperature, top_p, top_k, min_p, stop, seed, presence_penalty, ... :
+        Sampling parameters.
+    """
+
+    pool: Any
+    system: str | None
+    mode: Literal["batch", "single"]
+    chat: Chat
+    delivery: Literal["auto", "rows", "batch"]
+    max_tokens: int
+    progress: bool | Literal["auto"]
+    on_error: OnError
+    extra_body: dict[str, Any]
+    temperature: float
+    top_p: float
+    top_k: int
+    min_p: float
+    stop: str | list[str]
+    seed: int
+    presence_penalty: float
+    frequency_penalty: float
+    repetition_penalty: float
+    logit_bias: dict[str, float]
+    min_tokens: int
+    ignore_eos: bool
+    stop_token_ids: list[int]
+    user: str
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What the keywords of a call come to."""
+
+    pool: VLLMPool
+    owned: bool
+    ask: Ask
+    progress: bool
+    on_error: OnError
+
+    def listeners(self, label: str) -> list[Listener]:
+        """Who watches a run with this label."""
+        return [WATCHERS["progress"](label)] if self.progress else []
+
+
+def read_options(options: Options, n: int = 1, details: bool = False, aggregation: bool = False) -> Call:
+    """Check a call's keywords, find its pool, and put together what is asked of every row.
+
+    Raises
+    ------
+    SettingError, TypeError
+        A value outside of what is allowed; a keyword that is not known.
+    """
+    given: dict[str, Any] = dict(options)
+    pool_like = given.pop("pool", None)
+    show = given.pop("progress", "auto")
+    on_error = given.pop("on_error", "column")
+    if on_error not in ("column", "raise"):
+        raise SettingError(f"on_error={on_error!r}: must be 'column' or 'raise'")
+    if not isinstance(n, int) or isinstance(n, bool) or n < 1:
+        raise SettingError(f"n={n!r}: must be a whole number of samples, 1 or more")
+    params = dict(given.pop("extra_body", None) or {})
+    if clash := sorted(set(params) & set(_OURS)):
+        raise SettingError(f"extra_body must not hold {', '.join(clash)}: swarmkit sets these itself")
+    ours = {k: given.pop(k) for k in ("system", "mode", "chat", "delivery", "max_tokens") if k in given}
+    for name in given:
+        if name not in _SAMPLING:
+            allowed = [*Options.__annotations__, "out", "details", "only_missing", "n", "by", "fanin", "trace"]
+            near = difflib.get_close_matches(name, allowed, n=1)
+            hint = f" Did you mean {near[0]}=?" if near else ""
+            raise TypeError(
+                f"{name}= is not known.{hint} What only your servers know goes through extra_body={{'{name}': ...}}"
+            )
+    params.update(given)
+    pool, owned = use_pool(pool_like)
+    if aggregation:
+        ours.setdefault("max_tokens", pool.max_tokens_aggregation)
+    return Call(pool, owned, pool.ask(n=n, params=params, details=details, **ours), progress.wanted(show), on_error)

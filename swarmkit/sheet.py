@@ -1,0 +1,135 @@
+"""A frame, its prompts, and the columns of answers beside it: how replies become aligned columns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from .errors import SettingError
+from .events import Listener
+from .options import Call
+from .prompts import PromptLike, make_prompts
+from .records import Failure
+from .results import Columns
+from .run import Run
+from .stats import RunStats
+
+__all__ = ["Sheet", "text_column"]
+
+TEXT: Any = "str" if int(pd.__version__.split(".")[0]) >= 3 else object
+"""The dtype of text columns: pandas' string dtype where it is the default, else object."""
+
+
+class Sheet:
+    """A frame, its prompts, and the columns of answers that fill up beside it."""
+
+    def __init__(
+        self, df: pd.DataFrame, prompt: PromptLike, out: str, n: int, details: bool, only_missing: bool
+    ) -> None:
+        if not isinstance(out, str) or not out:
+            raise SettingError(f"out={out!r}: must be a column's name")
+        self.df = df
+        self.out = out
+        self.n = n
+        self.details = details
+        self.prompts = make_prompts(df, prompt)
+        self.columns = Columns(len(df), n)
+        self.pending: list[int] | None = None
+        self.label = "scatter"
+        if only_missing:
+            self._keep_answers()
+
+    def _keep_answers(self) -> None:
+        if self.out not in self.df.columns:
+            return  # nothing was answered yet: a first run
+        if self.n > 1:
+            raise SettingError("only_missing=True works with one sample a row (n=1)")
+        there = self.df[self.out]
+        if isinstance(there, pd.DataFrame):
+            raise SettingError(f"several columns are named {self.out!r}; only_missing=True needs one")
+        known = there.notna().to_numpy()
+        answers = there.tolist()
+        for row in np.flatnonzero(known).tolist():
+            self.columns.text[row] = str(answers[row])
+            self.prompts.errors.pop(row, None)
+        self.pending = np.flatnonzero(~known).tolist()
+
+    def settled_before(self) -> list[int]:
+        """Rows that need no asking: kept answers, and rows without a prompt."""
+        asked = range(self.columns.size) if self.pending is None else self.pending
+        to_ask = {r for r in asked if self.prompts.texts[r] is not None}
+        return [r for r in range(self.columns.size) if r not in to_ask]
+
+    def start(self, call: Call, listeners: Sequence[Listener] = ()) -> Run:
+        """Begin to ask."""
+        heard = [*call.listeners(self.label), *listeners]
+
+        async def work(stats: RunStats) -> Failure | None:
+            try:
+                return await call.pool.run(self.prompts, call.ask, self.columns, heard, self.pending, stats)
+            finally:
+                if call.owned:
+                    await call.pool.close()
+
+        self.names = [e.name for e in call.pool.endpoints]
+        hint = f'Ask only these rows again: df.swarm.scatter(..., out="{self.out}", only_missing=True) on the result'
+        return Run(self.label, work, self.frame, self._errors, call.on_error, hint)
+
+    def _errors(self) -> list[tuple[object, str]]:
+        rows = sorted(self.columns.errors)
+        labels = self.df.index[rows].tolist()
+        return [(label, self.columns.errors[row]) for label, row in zip(labels, rows, strict=True)]
+
+    def frame(self, unfinished: str, rows: Sequence[int] | None = None) -> pd.DataFrame:
+        """The frame with the answers so far; rows that have neither answer nor error get ``unfinished``."""
+        columns, n, out = self.columns, self.n, self.out
+        positions = np.arange(columns.size) if rows is None else np.asarray(rows, dtype=np.intp)
+        base = self.df if rows is None else self.df.iloc[positions]
+        if n > 1:
+            base = base.iloc[np.repeat(np.arange(len(base)), n)]
+        slots = (positions[:, None] * n + np.arange(n)).ravel()
+        by_row = np.repeat(positions, n)
+        texts = [columns.text[s] for s in slots]
+        errors = [
+            None if text is not None else columns.errors.get(row, unfinished)
+            for row, text in zip(by_row.tolist(), texts, strict=True)
+        ]
+        new: dict[str, Any] = {out: text_column(texts, base.index), f"{out}_error": text_column(errors, base.index)}
+        if n > 1:
+            new[f"{out}_sample"] = pd.Series(np.tile(np.arange(n), len(positions)), base.index, dtype="Int64")
+        if self.details:
+            new.update(self._detail_columns(base.index, slots, by_row))
+        result = base.copy()
+        for name, values in new.items():
+            if list(base.columns).count(name) > 1:
+                result = result.loc[:, result.columns != name]
+            result[name] = values
+        return result
+
+    def _detail_columns(self, index: pd.Index, slots: np.ndarray, rows: np.ndarray) -> dict[str, pd.Series]:
+        columns, out = self.columns, self.out
+        names = self.names
+        answered = [columns.endpoint[r] for r in rows.tolist()]
+        found: dict[str, pd.Series] = {
+            "finish_reason": text_column([columns.finish_reason[s] for s in slots], index),
+            "endpoint": text_column([names[e] if e >= 0 else None for e in answered], index),
+            "prompt_tokens": _counts(np.asarray(columns.prompt_tokens)[slots], index),
+            "completion_tokens": _counts(np.asarray(columns.completion_tokens)[slots], index),
+            "latency_s": pd.Series(np.asarray(columns.latency_s)[rows], index, dtype="float64"),
+            "attempts": pd.Series(np.frombuffer(columns.attempts, np.uint8)[rows], index).astype("Int64"),
+        }
+        if columns.reasoning:
+            found["reasoning"] = text_column([columns.reasoning.get(s) for s in slots.tolist()], index)
+        return {f"{out}_{name}": values for name, values in found.items()}
+
+
+def text_column(values: Sequence[str | None], index: pd.Index) -> pd.Series:
+    """Texts as a column of the fixed dtype, also where all are missing."""
+    return pd.Series(values, index=index, dtype=TEXT)
+
+
+def _counts(values: np.ndarray, index: pd.Index) -> pd.Series:
+    return pd.Series(pd.arrays.IntegerArray(values.astype("int64"), values < 0), index=index)
