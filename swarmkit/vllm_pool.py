@@ -201,6 +201,8 @@ class VLLMPool(AgentPool):
         if key in self._core.memo:
             return
 
+        shown = {**ask.params, **({"n": ask.n} if ask.n > 1 else {})}
+
         async def look(endpoint: AgentEndpoint) -> bool:
             route = Route.COMPLETIONS
             body = encode(route, ask, ["Hi"], max_tokens=1)
@@ -209,7 +211,7 @@ class VLLMPool(AgentPool):
             except EndpointError as exc:
                 if exc.failure.kind is FailureKind.REJECTED:
                     raise SettingError(
-                        f"{endpoint.name} refuses these parameters ({dict(ask.params)}): {exc.failure.message}"
+                        f"{endpoint.name} refuses these parameters ({shown}): {exc.failure.message}"
                     ) from exc
                 if exc.failure.kind is not FailureKind.DENIED:
                     raise
