@@ -2,8 +2,7 @@
 
 It exists for tests, benchmarks and notebooks that must give the same output everywhere. The answer of a
 sequence is ``echo: <the user's text>``; with a seed (and a temperature above 0) it is ``echo 7: ...``, and
-that of sample k > 0 is ``echo #k: ...``, so that answers can be told apart. Chats and completions run the same way: a
-chat is rendered by the template first, and the user's text is found by taking the template off again. A raw
+that of sample k > 0 is ``echo #k: ...``, so that answers can be told apart. A chat is rendered by the template first, and the user's text is found by taking the template off again. A raw
 prompt, one that is not wrapped in the template, is echoed as it stands.
 """
 
@@ -13,45 +12,84 @@ import asyncio
 import heapq
 import itertools
 import re
+import sys
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 
-from .engines import Increment, Job, Message, Prompt, PromptRefusedError, Sampling, StopScan
+from .engines import Increment, Job, Message, Prompt, PromptRefusedError, Sampling
 
 __all__ = ["EchoEngine", "Speed", "detokenize", "tokenize"]
 
 _SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 _SPECIAL_IDS = {text: i for i, text in enumerate(_SPECIAL)}
+_CUT = re.compile("(" + "|".join(map(re.escape, _SPECIAL)) + ")")
 _EOS = 2
-# A piece is at most six bytes of UTF-8, so that its id, the bytes after a leading 1, is below 2**53 and
-# every JSON reader keeps it exactly. No table is kept: all processes agree on the ids.
-_PIECE = re.compile(r"<\|(?:endoftext|im_start|im_end)\|>| ?[A-Za-z0-9_]{1,5}|[\s\S]")
 _SYSTEM = "You are an echo: you answer with the user's own words."
-_USER = "<|im_start|>user\n"
+_USER = "user\n"
+_TURN = "<|im_start|>" + _USER
 _TAIL = "<|im_end|>\n<|im_start|>assistant\n"
-
-pieces = _PIECE.findall
-_count = lru_cache(maxsize=256)(lambda text: len(pieces(text)))
+_WIDE = 1 << 44
 
 
-def _id(piece: str) -> int:
-    special = _SPECIAL_IDS.get(piece)
-    return (
-        int.from_bytes(b"\1" + piece.encode("utf-8", "surrogatepass"), "big") if special is None else special
-    )
+def _width(text: str) -> int:
+    """Characters a token. An id has to stay below 2**53, else some JSON readers round it."""
+    return 4 if text.isascii() else 2
+
+
+def _id(piece: str, width: int) -> int:
+    """Id of a token's text, made of its characters: no table is kept, and all processes agree."""
+    if width == 4:
+        return int.from_bytes(b"\1" + piece.encode("ascii"), "big")
+    first, second = ord(piece[0]), ord(piece[1]) if len(piece) == 2 else 0
+    return len(piece) * _WIDE + (first << 21) + second
+
+
+def _text(token: int) -> str:
+    """Text of a token; "" if there is no such token."""
+    if token < len(_SPECIAL):
+        return _SPECIAL[token]
+    size, points = divmod(token, _WIDE)
+    if size == 0:
+        data = token.to_bytes(6, "big").lstrip(b"\0")
+        return data[1:].decode("ascii") if data[0] == 1 and data.isascii() and len(data) <= 5 else ""
+    chars = divmod(points, 1 << 21)[:size]
+    return "".join(map(chr, chars)) if size <= 2 and max(chars) <= sys.maxunicode else ""
 
 
 def tokenize(text: str) -> list[int]:
-    """Token ids of a text: words of up to five characters with the space before them, else single characters.
+    """Token ids of a text: each four characters are a token, or each two where the text is not ASCII.
+
+    The marks of the chat template are tokens of their own, and the text between them is cut on its own.
 
     Examples
     --------
-    >>> detokenize(tokenize("Grüße, 世界")) == "Grüße, 世界"
-    True
+    >>> tokenize("<|im_start|>user"), detokenize(tokenize("Grüße, 世界"))
+    ([1, 6265464178], 'Grüße, 世界')
     """
-    return [_id(piece) for piece in pieces(text)]
+    ids: list[int] = []
+    for part in _CUT.split(text):
+        if part in _SPECIAL_IDS:
+            ids.append(_SPECIAL_IDS[part])
+        else:
+            ids += _ids(part)
+    return ids
+
+
+def _ids(text: str) -> list[int]:
+    width = _width(text)
+    return [_id(text[i : i + width], width) for i in range(0, len(text), width)]
+
+
+def _count(text: str) -> int:
+    """As `tokenize`, the number only."""
+    if "<|" not in text:
+        return -(-len(text) // _width(text))
+    return sum(1 if part in _SPECIAL_IDS else -(-len(part) // _width(part)) for part in _CUT.split(text))
+
+
+_count_known = lru_cache(maxsize=256)(_count)
 
 
 def detokenize(ids: Sequence[int]) -> str:
@@ -60,22 +98,12 @@ def detokenize(ids: Sequence[int]) -> str:
     Raises
     ------
     PromptRefusedError
-        An id that no piece of text has.
+        An id that no text has.
     """
-    out: list[str] = []
-    for token in ids:
-        if 0 <= token < len(_SPECIAL):
-            out.append(_SPECIAL[token])
-            continue
-        try:
-            data = token.to_bytes(7, "big").lstrip(b"\0")
-            text = data[1:].decode("utf-8", "surrogatepass")
-        except (OverflowError, UnicodeDecodeError):
-            data, text = b"", ""
-        if not text or data[:1] != b"\1":
-            raise PromptRefusedError(f"Token id {token} is out of vocabulary")
-        out.append(text)
-    return "".join(out)
+    texts = [_text(token) for token in ids]
+    if "" in texts:
+        raise PromptRefusedError(f"Token id {ids[texts.index('')]} is out of vocabulary")
+    return "".join(texts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,8 +173,9 @@ class EchoEngine:
     >>> engine = EchoEngine()
     >>> text = engine.render([{"role": "user", "content": "hello"}])
     >>> got = []
-    >>> engine.submit(Job([engine.prompt(text, add_special_tokens=False)], 1, Sampling(), "127.0.0.1", got.extend))
-    >>> "".join(got[0].texts), got[0].finish
+    >>> prompt = engine.prompt(text, add_special_tokens=False)
+    >>> engine.submit(Job([prompt], 1, Sampling(), "127.0.0.1", got.extend))
+    >>> got[0].text, got[0].finish
     ('echo: hello', 'stop')
     """
 
@@ -178,10 +207,12 @@ class EchoEngine:
         text = value if isinstance(value, str) else detokenize(value)
         if self._bos and add_special_tokens and ids is None:
             text = self._bos + text
-        before, user, after = _split(text)
-        parts = pieces(user)
-        n_tokens = len(parts) + (_count(before) if before else 0) + (_count(after) if after else 0)
-        return Prompt(text, ids, n_tokens, parts)
+        before, mark, user = text.removesuffix(_TAIL).rpartition(_TURN)
+        if not mark or not text.endswith(_TAIL):
+            return Prompt(text, ids, _count(text), text)
+        # Known by heart: the parts that all prompts share. The template's "user" runs into the user's text.
+        n_tokens = 1 + _count_known(_TAIL) + _count(_USER + user) + (_count_known(before) if before else 0)
+        return Prompt(text, ids, n_tokens, user)
 
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         """See `Engine.encode`."""
@@ -236,7 +267,7 @@ class EchoEngine:
             slots.running = 0
         self._due = []
         for sequence in left:
-            sequence.job.sink([Increment(sequence.answer.index, [], finish="abort")])
+            sequence.job.sink([Increment(sequence.answer.index, "", (), finish="abort")])
 
     def load(self, address: str) -> tuple[int, int]:
         """See `Engine.load`."""
@@ -252,24 +283,26 @@ class EchoEngine:
         """The whole answer of a sequence, as one increment."""
         seed = "" if sampling.seed is None or not sampling.temperature else f" {sampling.seed}"
         head = f"echo{seed} #{sample}: " if sample else f"echo{seed}: "
-        # Pieces are at most six bytes, see _PIECE; "echo: " is one such, a longer head is several.
-        texts = (["echo: "] if len(head) == 6 else pieces(head)) + prompt.pieces
+        text = head + prompt.user
         room = self.max_model_len - prompt.n_tokens
         limit = room if sampling.max_tokens is None else min(sampling.max_tokens, room)
         least = limit if sampling.ignore_eos else min(sampling.min_tokens, limit)
-        if len(texts) < least:
-            texts = list(itertools.islice(itertools.cycle(texts), least))
-        finish, reason = "length", None
-        if len(texts) < limit:
-            texts, finish = [*texts, ""], "stop"  # the end-of-text token counts, and shows nothing
-        else:
-            del texts[limit:]
-        ids = [_id(t) if t else _EOS for t in texts] if sampling.want_ids else None
+        width = _width(text)
+        if len(text) < least * width:
+            text = (text * (least * width // len(text) + 1))[: least * width]
+        finish, n_tokens = ("stop", -(-len(text) // width) + 1)  # the end-of-text token counts, and shows nothing
+        if n_tokens > limit:
+            text, finish, n_tokens = text[: limit * width], "length", limit
+        reason = None
+        shown = text
         if sampling.stop:
-            texts, reason = _until_stop(texts, sampling)
-            finish = "stop" if reason else finish
-            ids = ids[: len(texts)] if ids else None
-        return Increment(index, texts, ids, finish, reason)
+            found = [(text.find(stop, sampling.min_tokens * width), stop) for stop in sampling.stop]
+            hits = [hit for hit in found if hit[0] >= 0]
+            if hits:
+                at, reason = min(hits)
+                shown, finish, n_tokens = text[:at], "stop", -(-(at + len(reason)) // width)
+        ids = (_ids(text) + [_EOS])[:n_tokens] if sampling.want_ids else None
+        return Increment(index, shown, range(width, width * n_tokens + 1, width), ids, finish, reason)
 
     def _admit(self, slots: _Slots) -> None:
         """Give free slots to those who wait, and set the clock."""
@@ -283,7 +316,7 @@ class EchoEngine:
 
     def _schedule(self, sequence: _Sequence, speed: Speed) -> None:
         """Put a sequence down for its next report."""
-        interval, total = sequence.job.sampling.interval, len(sequence.answer.texts)
+        interval, total = sequence.job.sampling.interval, len(sequence.answer.ends)
         if not interval or not speed.tokens_per_s:
             target = total
         else:
@@ -307,17 +340,8 @@ class EchoEngine:
             job, answer = sequence.job, sequence.answer
             slots = self._slots[job.address]
             done = self._due_tokens(sequence, slots.speed, now)
-            last = done >= len(answer.texts)
-            new = slice(sequence.sent, done)
-            out.setdefault(job, []).append(
-                Increment(
-                    answer.index,
-                    answer.texts[new],
-                    answer.ids[new] if answer.ids is not None else None,
-                    answer.finish if last else None,
-                    answer.stop_reason if last else None,
-                )
-            )
+            last = done >= len(answer.ends)
+            out.setdefault(job, []).append(_part(answer, sequence.sent, done, last))
             sequence.sent = done
             if last:
                 slots.running -= 1
@@ -334,32 +358,20 @@ class EchoEngine:
 
     @staticmethod
     def _due_tokens(sequence: _Sequence, speed: Speed, now: float) -> int:
-        total = len(sequence.answer.texts)
+        total = len(sequence.answer.ends)
         if not speed.tokens_per_s:
             return total
         return min(total, 1 + int((now - sequence.start - speed.latency_s) * speed.tokens_per_s))
 
 
-def _split(text: str) -> tuple[str, str, str]:
-    """What stands before the user's text, the user's text, and what stands behind it."""
-    if text.endswith(_TAIL):
-        before, mark, user = text[: -len(_TAIL)].rpartition(_USER)
-        if mark:
-            return before + mark, user, _TAIL
-    return "", text, ""
-
-
-def _until_stop(texts: list[str], sampling: Sampling) -> tuple[list[str], str | None]:
-    """Cut an answer before its first stop string; one string a token still."""
-    scan = StopScan(sampling.stop)
-    out: list[str] = []
-    for i, text in enumerate(texts):
-        if i < sampling.min_tokens:
-            out.append(text)
-            continue
-        out.append(scan.feed(text))
-        if scan.hit is not None:
-            return out, scan.hit
-    if out:
-        out[-1] += scan.rest()
-    return out, None
+def _part(answer: Increment, start: int, end: int, last: bool) -> Increment:
+    """Some of the tokens of a whole answer."""
+    first = answer.ends[start - 1] if start else 0
+    return Increment(
+        answer.index,
+        answer.text[first : answer.ends[end - 1]],
+        [at - first for at in answer.ends[start:end]],
+        answer.ids[start:end] if answer.ids is not None else None,
+        answer.finish if last else None,
+        answer.stop_reason if last else None,
+    )

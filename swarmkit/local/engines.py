@@ -8,7 +8,7 @@ sequences of many requests run side by side and leave when they are done.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 __all__ = ["Engine", "Increment", "Job", "Prompt", "PromptRefusedError", "Sampling", "StopScan"]
@@ -32,14 +32,14 @@ class Prompt:
         Its token ids; None where the engine has not needed them yet.
     n_tokens : int
         Length in tokens.
-    pieces : list of str
-        For the echo engine: the tokens of its answer, in text form.
+    user : str
+        For the echo engine: the user's part of the text.
     """
 
     text: str
     ids: list[int] | None
     n_tokens: int
-    pieces: list[str] = field(default_factory=list)
+    user: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +84,11 @@ class Increment:
     ----------
     index : int
         The sequence in its job, ``prompt * n + sample``, from 0.
-    texts : list of str
-        One string a token; "" for a token that shows nothing (end of text, half a character).
+    text : str
+        What they show.
+    ends : sequence of int
+        Where each token's text ends in ``text``; places past its end are its end. A token may show nothing
+        (end of text, half a character).
     ids : list of int or None
         The tokens' ids, if `Sampling.want_ids`.
     finish : str or None
@@ -95,7 +98,8 @@ class Increment:
     """
 
     index: int
-    texts: list[str]
+    text: str
+    ends: Sequence[int]
     ids: list[int] | None = None
     finish: str | None = None
     stop_reason: str | None = None

@@ -232,7 +232,7 @@ class Tamper:
                 out.append(new)
             elif new.index not in self._stumps:
                 self._stumps.add(new.index)
-                half = max(1, len(new.texts) // 2)
-                ids = new.ids[:half] if new.ids is not None else None
-                out.append(Increment(new.index, new.texts[:half], ids, finish))
+                ends = new.ends[: max(1, len(new.ends) // 2)]
+                ids = new.ids[: len(ends)] if new.ids is not None else None
+                out.append(Increment(new.index, new.text[: ends[-1]] if ends else "", ends, ids, finish))
         return out

@@ -320,9 +320,7 @@ def _faults(faults: Iterable[Fault | str]) -> list[Fault]:
     return [Fault.parse(fault) if isinstance(fault, str) else fault for fault in faults]
 
 
-def _openvino_options(
-    n: int, model: str | os.PathLike[str] | None, given: Mapping[str, Any]
-) -> dict[str, Any]:
+def _openvino_options(n: int, model: str | os.PathLike[str] | None, given: Mapping[str, Any]) -> dict[str, Any]:
     from .model import model_file
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -28,10 +28,7 @@ _ERRORS = {
     403: ("PermissionDeniedError", "This key may not use the model."),
     404: ("NotFoundError", "The model does not exist."),
     429: ("RateLimitError", "Too many requests."),
-    500: (
-        "InternalServerError",
-        "EngineCore encountered an issue. See stack trace (above) for the root cause.",
-    ),
+    500: ("InternalServerError", "EngineCore encountered an issue. See stack trace (above) for the root cause."),
     503: (
         "Service Unavailable",
         "The engine is currently busy and cannot accept new requests. "
@@ -78,9 +75,7 @@ def _reset(scope: Scope) -> None:
     transport = _transport(scope)
     if transport:
         # A lingering time of zero makes close() send RST, as a machine that lost its process would.
-        transport.get_extra_info("socket").setsockopt(
-            socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
-        )
+        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         transport.abort()
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from json.encoder import encode_basestring_ascii as quote
@@ -38,16 +38,24 @@ def _usage(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:
 
 @dataclass(slots=True)
 class _Row:
-    texts: list[str] = field(default_factory=list)
+    """One answer as far as it has come; ``ends`` are the ends of its tokens in ``text``."""
+
+    text: str = ""
+    ends: Sequence[int] = ()
     ids: list[int] = field(default_factory=list)
-    n_tokens: int = 0
     sent: int = 0
     finish: str | None = None
     stop_reason: str | None = None
 
     def add(self, new: Increment) -> None:
-        self.texts += new.texts
-        self.n_tokens += len(new.texts)
+        if self.ends:
+            start = len(self.text)
+            self.ends = ends = self.ends if isinstance(self.ends, list) else list(self.ends)
+            ends.extend([start + end for end in new.ends])
+            self.text += new.text
+        else:
+            # Mostly all there is, and then a range: no step through the tokens.
+            self.text, self.ends = new.text, new.ends
         if new.ids is not None:
             self.ids += new.ids
         if new.finish is not None:
@@ -69,7 +77,7 @@ class _Reply:
     @property
     def n_tokens(self) -> int:
         """Tokens generated up to now."""
-        return sum(row.n_tokens for row in self.rows)
+        return sum(len(row.ends) for row in self.rows)
 
     def _prompt_ids(self, index: int) -> list[int] | None:
         return self.ask.prompts[index // self.ask.n].ids if self.ask.sampling.want_ids else None
@@ -126,7 +134,7 @@ class PlainReply(_Reply):
 
     def _choice(self, index: int, label: int) -> dict[str, Any]:
         row = self.rows[index]
-        text = "".join(row.texts)
+        text = row.text
         choice: dict[str, Any] = {"index": label}
         if self.ask.kind == "completion":
             choice["text"] = text
@@ -194,44 +202,38 @@ class StreamReply(_Reply):
         done = "" if self.tamper and self.tamper.no_done else DONE
         if not self.ask.usage:
             return done
-        return (
-            f'{self._head}],"usage":{json.dumps(_usage(self.ask.prompt_tokens, self.n_tokens))}}}\n\n{done}'
-        )
+        return f'{self._head}],"usage":{json.dumps(_usage(self.ask.prompt_tokens, self.n_tokens))}}}\n\n{done}'
 
     def _chunks(self, index: int, row: _Row) -> list[str]:
         """What of a row is ready to be sent."""
         out: list[str] = []
-        interval = self.ask.sampling.interval
+        interval, total = self.ask.sampling.interval, len(row.ends)
         while True:
-            left = row.n_tokens - row.sent
-            size = interval if row.sent else 1
-            last = row.finish is not None and left <= size
-            if left < size and not last:
+            end = row.sent + interval if row.sent else 1
+            last = row.finish is not None and end >= total
+            if end > total and not last:
                 return out
-            out.append(self._chunk(index, row, row.sent, row.sent + min(left, size), last))
-            row.sent += min(left, size)
+            end = min(end, total)
+            out.append(self._chunk(index, row, end, last))
+            row.sent = end
             if last:
                 return out
 
-    def _chunk(self, index: int, row: _Row, start: int, end: int, last: bool) -> str:
-        text = quote("".join(row.texts[start:end]))
+    def _chunk(self, index: int, row: _Row, end: int, last: bool) -> str:
+        start = row.sent
+        text = quote(row.text[row.ends[start - 1] if start else 0 : row.ends[end - 1] if end else 0])
         finish = f'"{row.finish}"' if last else "null"
         reason = quote(row.stop_reason) if last and row.stop_reason is not None else "null"
         ids = json.dumps(row.ids[start:end]) if self.ask.sampling.want_ids else "null"
         if self.ask.kind == "completion":
-            before = (
-                json.dumps(self._prompt_ids(index)) if not start and self.ask.sampling.want_ids else "null"
-            )
+            before = json.dumps(self._prompt_ids(index)) if not start and self.ask.sampling.want_ids else "null"
             body = (
                 f'"text":{text},"logprobs":null,"finish_reason":{finish},"stop_reason":{reason},'
                 f'"prompt_token_ids":{before},"token_ids":{ids}}}]'
             )
         else:
             stop = f'"stop_reason":{reason},' if last else ""
-            body = (
-                f'"delta":{{"content":{text}}},"logprobs":null,"finish_reason":{finish},{stop}'
-                f'"token_ids":{ids}}}]'
-            )
+            body = f'"delta":{{"content":{text}}},"logprobs":null,"finish_reason":{finish},{stop}"token_ids":{ids}}}]'
         body += self._chunk_usage(index, end)
         if self.tamper is None:
             return f'{self._head}{{"index":{index},{body}}}\n\n'
@@ -242,6 +244,5 @@ class StreamReply(_Reply):
             return ""
         before = self.ask.prompts[index // self.ask.n].n_tokens
         return (
-            f',"usage":{{"prompt_tokens":{before},"total_tokens":{before + n_tokens},'
-            f'"completion_tokens":{n_tokens}}}'
+            f',"usage":{{"prompt_tokens":{before},"total_tokens":{before + n_tokens},"completion_tokens":{n_tokens}}}'
         )

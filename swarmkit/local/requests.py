@@ -74,17 +74,13 @@ def parse_body(data: bytes) -> dict[str, Any]:
     try:
         body = json.loads(data)
     except ValueError as error:
-        raise RefusedError(
-            f"1 validation error:\n  JSON decode error: {error}", type_="Bad Request"
-        ) from error
+        raise RefusedError(f"1 validation error:\n  JSON decode error: {error}", type_="Bad Request") from error
     if not isinstance(body, dict):
         raise RefusedError("1 validation error:\n  Input should be a JSON object", type_="Bad Request")
     return body
 
 
-def parse_generate(
-    body: Mapping[str, Any], kind: Kind, engine: Engine, *, lists: bool, interval: bool
-) -> Ask:
+def parse_generate(body: Mapping[str, Any], kind: Kind, engine: Engine, *, lists: bool, interval: bool) -> Ask:
     """Check a request for text.
 
     Parameters
@@ -217,9 +213,7 @@ def _check_length(prompt: Prompt, limit: int) -> None:
         )
 
 
-def _sampling(
-    body: Mapping[str, Any], kind: Kind, limit: int, n: int, *, stream: bool, interval: bool
-) -> Sampling:
+def _sampling(body: Mapping[str, Any], kind: Kind, limit: int, n: int, *, stream: bool, interval: bool) -> Sampling:
     max_tokens: int | None
     if kind == "completion":
         max_tokens = _whole(body, "max_tokens", 16, 1)
@@ -250,9 +244,7 @@ def _sampling(
         raise RefusedError("1 validation error:\n  seed: Input should be a valid integer", "seed")
     min_tokens = _whole(body, "min_tokens", 0, 0)
     if max_tokens is not None and min_tokens > max_tokens:
-        raise RefusedError(
-            f"min_tokens must be less than or equal to max_tokens={max_tokens}, got {min_tokens}."
-        )
+        raise RefusedError(f"min_tokens must be less than or equal to max_tokens={max_tokens}, got {min_tokens}.")
     asked = _whole(body, "stream_interval", 1, 1)
     return Sampling(
         max_tokens=max_tokens,

@@ -128,9 +128,7 @@ class App:
         Bearer token that every request must carry; None asks for none.
     """
 
-    def __init__(
-        self, engine: Engine, options: ServerOptions | None = None, token: str | None = None
-    ) -> None:
+    def __init__(self, engine: Engine, options: ServerOptions | None = None, token: str | None = None) -> None:
         options = options or ServerOptions()
         self.engine = engine
         self.options = options
@@ -147,9 +145,7 @@ class App:
         if options.tokenize:
             routes.append(Route("/tokenize", self.tokenize, methods=["POST"]))
             routes.append(Route("/detokenize", self.detokenize, methods=["POST"]))
-        self._rest = Starlette(
-            routes=routes, exception_handlers={HTTPException: _http_error, RefusedError: _refused}
-        )
+        self._rest = Starlette(routes=routes, exception_handlers={HTTPException: _http_error, RefusedError: _refused})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request: the key first, then the faults, then the route."""
@@ -206,9 +202,7 @@ class App:
             tamper = Tamper(fault, len(ask.prompts) * ask.n) if fault and fault.is_tamper else None
         await self._answer(ask, scope, receive, send, tamper)
 
-    async def _answer(
-        self, ask: Ask, scope: Scope, receive: Receive, send: Send, tamper: Tamper | None
-    ) -> None:
+    async def _answer(self, ask: Ask, scope: Scope, receive: Receive, send: Send, tamper: Tamper | None) -> None:
         """Run the engine, and write what it makes until the last row is done or the client is gone."""
         counts = self.counts[scope["server"][0]]
         inbox = _Inbox()
