@@ -1,9 +1,9 @@
 """The endpoints of a run as the scheduler sees them: how fast, how full, how well.
 
-How much an endpoint may hold: one request until it has answered, ``max_in_flight`` afterwards, and never more
-rows than its share, by measured speed, of all that is left (with a little slack). That share keeps a slow
-endpoint from sitting on the end of a run, and makes requests small as the work runs out ("guided
-self-scheduling", Polychronopoulos and Kuck 1987, weighed by speed).
+How much an endpoint may hold: one request until it has answered, then more with every row it delivers, up to
+``max_in_flight`` requests, and never more rows than its share, by measured speed, of all that is left (with a
+little slack). That share keeps a slow endpoint from sitting on the end of a run, and makes requests small as the
+work runs out ("guided self-scheduling", Polychronopoulos and Kuck 1987, weighed by speed).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from .records import Failure, FailureKind
 __all__ = ["Endpoint", "Fleet"]
 
 _SLACK = 1.25  # an endpoint may hold this much more than its share: rates are estimates
-_FIRST_SINGLES = 32  # one-row requests an endpoint holds before it has answered
+_FIRST_ROWS = 32  # an endpoint may hold so many rows, or one request, before it has answered
 
 
 @dataclass(slots=True)
@@ -215,12 +215,12 @@ class Fleet(list[Endpoint]):
         size = min(self.max_size, e.max_bite)
         if e.breaker is Breaker.HALF_OPEN:
             return 0 if e.requests else max(1, size // 10)
-        requests = self._max_in_flight
-        if not e.proven:
-            requests = min(requests, _FIRST_SINGLES) if self.max_size == 1 else 1
-        if e.requests >= requests:
+        first = max(self.max_size, _FIRST_ROWS)
+        if e.requests >= (self._max_in_flight if e.proven else first // self.max_size):
             return 0
-        hold = min(self.max_size * requests, self._share(e, left))
+        # As in TCP's slow start every row delivered opens the window by one, so that an endpoint whose speed is
+        # not known yet is trusted with little.
+        hold = min(self.max_size * self._max_in_flight, first + e.done, self._share(e, left))
         free = hold - e.held
         # Rows finish one by one. Topping up by as few as have just finished would shred the work into tiny
         # requests, so an endpoint that holds work waits until a whole batch, or half its share, fits.
