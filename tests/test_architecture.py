@@ -44,6 +44,7 @@ ORDER = [
     "accessor",
     "local",
     "tables",
+    "survey",
     "demo",
     "cli",
     "__main__",
