@@ -28,14 +28,7 @@ from .prompts import placeholders
 
 __all__ = ["Output", "clean", "find_files", "numbers", "plan_output", "read", "text_table", "write"]
 
-FORMATS = {
-    ".csv": "csv",
-    ".tsv": "tsv",
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".parquet": "parquet",
-    ".pq": "parquet",
-}
+FORMATS = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet", ".pq": "parquet"}
 _PACKED = (".gz", ".bz2", ".xz")
 KNOWN = ".csv, .tsv, .jsonl, .ndjson (each also with .gz, .bz2 or .xz) and .parquet"
 _NARROWEST = 6

