@@ -102,7 +102,7 @@ def started(name: str, hostfile: str | None) -> Iterator[Target]:
             yield Target(name, pool, pool, 3 * WAVE)
     else:
         with sk.connect(external(hostfile)[name]) as pool:
-            yield Target(name, pool, pool, 160)
+            yield Target(name, pool, pool, 80)
 
 
 def header(hostfile: str | None) -> list[str]:
