@@ -227,14 +227,19 @@ class Dispatch:
             self._deliver(batch, [r for r in replies if r.prompt not in unfinished], sent)
             return self._aborted(endpoint) if unfinished else None
         rows = RowStream(len(texts), n)
+        missing = len(texts)
         async with contextlib.aclosing(self._transport.stream(endpoint, path, body)) as stream:
             async for data in stream:
                 if replies := rows.feed(data):
+                    missing -= len(replies) // n
                     self._deliver(batch, replies, sent)
         if rows.aborted:
             return self._aborted(endpoint)
         if not rows.done:
             return Failure(FailureKind.DISCONNECT, "the stream ended before its [DONE]", endpoint.name)
+        if missing:
+            message = f"the stream ended without {missing} of its {len(texts)} rows"
+            return Failure(FailureKind.MALFORMED, message, endpoint.name)
         return None
 
     def _aborted(self, endpoint: AgentEndpoint) -> Failure:
