@@ -104,8 +104,6 @@ def read_options(options: Options, n: int = 1, details: bool = False, aggregatio
     on_error = given.pop("on_error", "column")
     if on_error not in ("column", "raise"):
         raise SettingError(f"on_error={on_error!r}: must be 'column' or 'raise'")
-    if not isinstance(n, int) or isinstance(n, bool) or n < 1:
-        raise SettingError(f"n={n!r}: must be a whole number of samples, 1 or more")
     params = dict(given.pop("extra_body", None) or {})
     if clash := sorted(set(params) & set(_OURS)):
         raise SettingError(f"extra_body must not hold {', '.join(clash)}: swarmkit sets these itself")

@@ -31,6 +31,8 @@ class Sheet:
     ) -> None:
         if not isinstance(out, str) or not out:
             raise SettingError(f"out={out!r}: must be a column's name")
+        if not isinstance(n, int) or isinstance(n, bool) or n < 1:
+            raise SettingError(f"n={n!r}: must be a whole number of samples, 1 or more")
         self.df = df
         self.out = out
         self.n = n
