@@ -81,7 +81,8 @@ def wanted(progress: bool | Literal["auto"]) -> bool:
     """Whether a bar is shown: "auto" shows it where a person looks on, in a terminal or a notebook."""
     if progress != "auto":
         return bool(progress)
-    in_notebook = "ipykernel" in sys.modules
+    ipython = sys.modules.get("IPython")
+    in_notebook = ipython is not None and hasattr(ipython.get_ipython(), "kernel")
     return in_notebook or bool(sys.stderr and sys.stderr.isatty())
 
 
