@@ -89,11 +89,11 @@ def test_a_kernel_interrupt_stops_the_run_and_spares_the_local_endpoints(kernel)
     manager, client = kernel
     text, error = run_cell(
         client,
-        f"""
-        import pandas as pd, swarmkit as sk, time, threading
+        """
+        import pandas as pd, swarmkit as sk
         swarm = sk.local(2, engine="echo", tokens_per_s=20.0, max_num_seqs=4)
         pool = sk.connect(swarm)
-        df = pd.DataFrame({{"i": range(400)}})
+        df = pd.DataFrame({"i": range(400)})
         """,
     )
     assert error is None, text
