@@ -2,8 +2,9 @@
 
 It exists for tests, benchmarks and notebooks that must give the same output everywhere. The answer of a
 sequence is ``echo: <the user's text>``; with a seed (and a temperature above 0) it is ``echo 7: ...``, and
-that of sample k > 0 is ``echo #k: ...``, so that answers can be told apart. A chat is rendered by the template first, and the user's text is found by taking the template off again. A raw
-prompt, one that is not wrapped in the template, is echoed as it stands.
+that of sample k > 0 is ``echo #k: ...``, so that answers can be told apart. A chat is rendered by the template
+first, and the user's text is found by taking the template off again, so a chat and the same text wrapped in a
+completion run the same way. A raw prompt, one that is not wrapped in the template, is echoed as it stands.
 """
 
 from __future__ import annotations
@@ -201,6 +202,11 @@ class EchoEngine:
         self._tie = itertools.count()
         self._timer: asyncio.TimerHandle | None = None
 
+    @property
+    def alive(self) -> bool:
+        """See `Engine.alive`."""
+        return True
+
     def prompt(self, value: str | list[int], *, add_special_tokens: bool) -> Prompt:
         """See `Engine.prompt`."""
         ids = None if isinstance(value, str) else value
@@ -290,7 +296,7 @@ class EchoEngine:
         width = _width(text)
         if len(text) < least * width:
             text = (text * (least * width // len(text) + 1))[: least * width]
-        finish, n_tokens = ("stop", -(-len(text) // width) + 1)  # the end-of-text token counts, and shows nothing
+        finish, n_tokens = ("stop", -(-len(text) // width) + 1)
         if n_tokens > limit:
             text, finish, n_tokens = text[: limit * width], "length", limit
         reason = None
@@ -301,7 +307,7 @@ class EchoEngine:
             if hits:
                 at, reason = min(hits)
                 shown, finish, n_tokens = text[:at], "stop", -(-(at + len(reason)) // width)
-        ids = (_ids(text) + [_EOS])[:n_tokens] if sampling.want_ids else None
+        ids = [*_ids(text), _EOS][:n_tokens] if sampling.want_ids else None
         return Increment(index, shown, range(width, width * n_tokens + 1, width), ids, finish, reason)
 
     def _admit(self, slots: _Slots) -> None:

@@ -11,13 +11,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-__all__ = ["Engine", "Increment", "Job", "Prompt", "PromptRefusedError", "Sampling", "StopScan"]
+__all__ = ["Engine", "EngineDeadError", "Increment", "Job", "Prompt", "PromptRefusedError", "Sampling", "StopScan"]
 
 Message = dict[str, Any]
 
 
 class PromptRefusedError(ValueError):
     """Token ids that the engine does not know; the server makes it a 400 for the whole request."""
+
+
+class EngineDeadError(RuntimeError):
+    """The engine broke down and takes no more work; the server makes it a 500."""
 
 
 @dataclass(slots=True)
@@ -143,6 +147,10 @@ class Engine(Protocol):
     model: str
     max_model_len: int
 
+    @property
+    def alive(self) -> bool:
+        """False once it has broken down."""
+
     def prompt(self, value: str | list[int], *, add_special_tokens: bool) -> Prompt:
         """Tokenize a text, or take token ids as they are. `PromptRefusedError` if the ids are unknown."""
 
@@ -156,7 +164,7 @@ class Engine(Protocol):
         """Messages, each with a role and a text as content, in the model's chat template."""
 
     def submit(self, job: Job) -> None:
-        """Start a job."""
+        """Start a job. `EngineDeadError` if the engine has broken down."""
 
     def cancel(self, job: Job) -> None:
         """Drop what is left of a job; its sink is not called again."""

@@ -37,7 +37,7 @@ _BOOT = (
 )
 _OPTIONS = {
     "echo": ("latency_s", "tokens_per_s", "max_num_seqs", "speeds", "max_model_len", "bos", "trim"),
-    "openvino": ("max_model_len", "max_num_seqs", "cache_gb", "threads"),
+    "openvino": ("max_model_len", "max_num_seqs", "cache_gb", "threads", "exact"),
     "server": ("lists", "tokenize", "stream_interval", "batch_chat", "faults"),
 }
 
@@ -213,7 +213,8 @@ def local(
     **options
         echo: ``latency_s``, ``tokens_per_s``, ``max_num_seqs`` and ``speeds`` (of single addresses:
         ``{"127.0.0.3": {"tokens_per_s": 5}}``), see `Speed`; ``max_model_len``, ``bos``, ``trim``, see
-        `EchoEngine`. openvino: ``max_model_len``, ``max_num_seqs``, ``cache_gb``, ``threads``. Both:
+        `EchoEngine`. openvino: ``max_model_len``, ``max_num_seqs``, ``cache_gb``, ``threads``, ``exact``, see
+        `OpenVinoEngine`. Both:
         ``lists``, ``tokenize``, ``stream_interval``, ``batch_chat``, see `ServerOptions`; ``faults``, a list
         of `Fault` or of texts for `Fault.parse`.
 

@@ -23,7 +23,7 @@ from starlette.routing import Route
 import swarmkit
 
 from . import misbehave
-from .engines import Engine, Increment, Job, PromptRefusedError
+from .engines import Engine, EngineDeadError, Increment, Job, PromptRefusedError
 from .faults import Fault, FaultPlan, Tamper
 from .replies import PlainReply, StreamReply, to_json
 from .requests import Ask, Kind, RefusedError, check_model, parse_body, parse_generate, parse_messages
@@ -211,11 +211,16 @@ class App:
         reply = make(ask, self.engine.model, _request_id(scope), tamper)
         watch: asyncio.Task[None] | None = None
         cut = False
+        try:
+            self.engine.submit(job)
+        except EngineDeadError as error:
+            refusal = RefusedError(str(error), status=500, type_="InternalServerError")
+            await _json(500, refusal.body)(scope, receive, send)
+            return
         if ask.stream:
             await send({"type": "http.response.start", "status": 200, "headers": _EVENTS})
         written = reply.opening()
         try:
-            self.engine.submit(job)
             while reply.unfinished and not cut:
                 if inbox.empty:
                     # Only now: an instant engine is done already, and a task would cost more than its answer.
@@ -260,8 +265,8 @@ class App:
         return JSONResponse({"object": "list", "data": [card]})
 
     async def health(self, request: Request) -> Response:
-        """``/health``: an empty 200."""
-        return Response()
+        """``/health``: an empty 200, or 503 once the engine has broken down."""
+        return Response(status_code=200 if self.engine.alive else 503)
 
     async def version(self, request: Request) -> Response:
         """``/version``: of swarmkit, since there is no vLLM here."""
