@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import re
 from collections import Counter
 from collections.abc import Callable, Coroutine, Generator
 from typing import TYPE_CHECKING, Any, Literal
@@ -188,14 +189,17 @@ class Run:
     def _summary(self, errors: list[tuple[object, str]]) -> str:
         """How many rows failed, the causes, and what to do next."""
         rows_of: dict[str, list[object]] = {}
+        example: dict[str, str] = {}
         for label, error in errors:
-            rows_of.setdefault(error[:200], []).append(label)
-        counts = Counter({error: len(rows) for error, rows in rows_of.items()})
+            cause = _cause(error)
+            rows_of.setdefault(cause, []).append(label)
+            example.setdefault(cause, error[:200])
+        counts = Counter({cause: len(rows) for cause, rows in rows_of.items()})
         lines = [f"{len(errors):,} of {self.stats.rows:,} rows failed:"]
-        for error, count in counts.most_common(_SHOWN_CAUSES):
-            shown = ", ".join(repr(r) for r in rows_of[error][:_SHOWN_ROWS])
+        for cause, count in counts.most_common(_SHOWN_CAUSES):
+            shown = ", ".join(repr(r) for r in rows_of[cause][:_SHOWN_ROWS])
             more = ", ..." if count > _SHOWN_ROWS else ""
-            lines.append(f"  {count:,} x {error} (rows {shown}{more})")
+            lines.append(f"  {count:,} x {example[cause]} (rows {shown}{more})")
         if len(counts) > _SHOWN_CAUSES:
             lines.append(f"  and {len(counts) - _SHOWN_CAUSES} other causes")
         return "\n".join([*lines, *([self._hint] if self._hint else [])])
@@ -212,6 +216,17 @@ class Run:
 
     def _repr_html_(self) -> str:
         return table_html([("run", f"{self.verb}, {self._state()}"), *self.stats.summary()])
+
+
+def _cause(error: str) -> str:
+    """What errors have in common that differ only in the endpoint (``Failure.describe``) or in numbers.
+
+    Examples
+    --------
+    >>> _cause("request refused at node7:8000 (HTTP 400): 5000 tokens are too many")
+    'request refused (HTTP #): # tokens are too many'
+    """
+    return re.sub(r"\d+", "#", re.sub(r" at \S+", "", error, count=1))[:200]
 
 
 def last_run() -> Run:

@@ -33,7 +33,7 @@ class Sheet:
             raise SettingError(f"out={out!r}: must be a column's name")
         if not isinstance(n, int) or isinstance(n, bool) or n < 1:
             raise SettingError(f"n={n!r}: must be a whole number of samples, 1 or more")
-        self.df = df
+        self.df = df.copy(deep=False)  # what the caller adds, drops or sorts during the run stays out of the result
         self.out = out
         self.n = n
         self.details = details
@@ -43,6 +43,8 @@ class Sheet:
         self.label = "scatter"
         if only_missing:
             self._keep_answers()
+        for row, error in self.prompts.errors.items():  # known before the run starts, and shown from then on
+            self.columns.fail(row, error)
 
     def _keep_answers(self) -> None:
         if self.out not in self.df.columns:
