@@ -15,11 +15,11 @@ import sys
 import tempfile
 import time
 import warnings
-import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import IO, Any, Literal, Self
 
+import swarmkit
 from swarmkit.errors import SettingError, SwarmError
 from swarmkit.hostfile import AgentEndpoint
 
@@ -30,11 +30,17 @@ __all__ = ["LocalServerError", "LocalSwarm", "local"]
 _START_S = 180.0
 _STOP_S = 3.0
 # The path is the parent's, so that the child finds the same swarmkit; -I keeps the folder it starts in,
-# which may hold a json.py of the user's, out of it until then.
-_BOOT = (
-    "import sys, json; c = json.loads(sys.stdin.readline()); sys.path[:] = c['path']; "
-    "from swarmkit.local.child import main; main(c)"
-)
+# which may hold a json.py of the user's, out of it until then. The package is set up bare, without running its
+# __init__: that imports pandas, which takes half a second and 70 MB that a server has no use for.
+_BOOT = """
+import sys, json, types
+config = json.loads(sys.stdin.readline())
+sys.path[:] = config["path"]
+package = sys.modules["swarmkit"] = types.ModuleType("swarmkit")
+package.__path__, package.__version__ = config["package"], config["version"]
+from swarmkit.local.serve import main
+main(config)
+"""
 _OPTIONS = {
     "echo": ("latency_s", "tokens_per_s", "max_num_seqs", "speeds", "max_model_len", "bos", "trim"),
     "openvino": ("max_model_len", "max_num_seqs", "cache_gb", "threads", "exact"),
@@ -60,9 +66,13 @@ class _Process:
             start_new_session=True,
         )
         assert self.popen.stdin is not None
-        path = [entry or os.getcwd() for entry in sys.path]
+        boot = {
+            "path": [entry or os.getcwd() for entry in sys.path],
+            "package": list(swarmkit.__path__),
+            "version": swarmkit.__version__,
+        }
         with contextlib.suppress(BrokenPipeError):  # it died at once: waiting for its report says why
-            self.popen.stdin.write(json.dumps({**config, "path": path}).encode() + b"\n")
+            self.popen.stdin.write(json.dumps({**config, **boot}).encode() + b"\n")
             self.popen.stdin.flush()
 
     def report(self, deadline: float) -> dict[str, Any]:
@@ -93,8 +103,8 @@ class _Process:
 class LocalSwarm:
     """Running local servers; made by `local`.
 
-    A context manager that stops them at its end. They also stop when this process ends, in whatever way; a
-    forked child of this process leaves them alone.
+    A context manager that stops them at its end; without it they run until ``stop()`` or the end of this
+    process, in whatever way it ends. A forked child of this process leaves them alone.
 
     Attributes
     ----------
@@ -130,6 +140,7 @@ class LocalSwarm:
         """Stop the servers. Does nothing the second time, nor in a forked child."""
         if os.getpid() == self._owner:
             processes, self._processes = self._processes, []
+            _running.discard(self)
             _stop(processes)
 
     def __enter__(self) -> Self:
@@ -146,7 +157,8 @@ class LocalSwarm:
         return f"LocalSwarm({what}, {state})"
 
 
-_running: weakref.WeakSet[LocalSwarm] = weakref.WeakSet()
+# Held strongly: who has only the endpoints, or a pool made of them, still needs the servers.
+_running: set[LocalSwarm] = set()
 
 
 def _stop(processes: Sequence[_Process]) -> None:
@@ -240,24 +252,8 @@ def local(
         raise LocalServerError("local servers need Linux or macOS; on Windows, run them in WSL")
     if n < 1 or (port and n > 1):
         raise SettingError(f"n must be 1 or more, and 1 if a port is given: n={n}, port={port}")
-    from .listen import loopback_addresses
-
-    name = _choose(engine)
-    engine_options, server_options = split_options(name, options)
-    if name == "openvino":
-        engine_options.update(_openvino_options(n, model, engine_options))
-    elif model is not None:
-        engine_options["model"] = os.fspath(model)
     token = token or secrets.token_urlsafe(24)
-    hosts = loopback_addresses(addresses)
-    config = {
-        "engine": name,
-        "engine_options": engine_options,
-        "server_options": server_options,
-        "addresses": hosts,
-        "port": port,
-        "token": token,
-    }
+    config = configure(engine, model, addresses, port, token, n, options)
     processes: list[_Process] = []
     try:
         processes += (_Process(config) for _ in range(n))
@@ -268,13 +264,60 @@ def local(
             process.popen.kill()
         _stop(processes)
         raise
-    tags = {"engine": name, "model": reports[0]["model"]}
+    tags = {"engine": config["engine"], "model": reports[0]["model"]}
     endpoints = [
         AgentEndpoint(host, at, {**tags, "process": str(i)}, api_key=token)
         for i, report in enumerate(reports)
-        for host, at in zip(hosts, report["ports"], strict=True)
+        for host, at in zip(config["addresses"], report["ports"], strict=True)
     ]
     return LocalSwarm(processes, endpoints)
+
+
+def configure(
+    engine: str,
+    model: str | os.PathLike[str] | None,
+    addresses: int | Sequence[str],
+    port: int,
+    token: str,
+    n: int,
+    options: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Check what was asked for, and make of it what goes through the pipe: plain values.
+
+    Raises
+    ------
+    SettingError
+        An unknown engine or option, or an address that is not a loopback address.
+    ImportError
+        The extra ``local`` is not installed.
+    ModelFileError
+        The model could not be fetched.
+    """
+    if not all(importlib.util.find_spec(module) for module in ("starlette", "uvicorn", "platformdirs")):
+        raise ImportError('local endpoints need more packages: pip install "swarmkit-frames[local]"')
+    from .listen import loopback_addresses
+
+    hosts = loopback_addresses(addresses)
+    name = _choose(engine)
+    engine_options, server_options = _split(name, options)
+    if name == "openvino":
+        from .model import model_file
+
+        engine_options = {"threads": max(1, _cores() // n), **engine_options, "model": str(model_file(model))}
+    elif model is not None:
+        engine_options["model"] = os.fspath(model)
+    return {
+        "engine": name,
+        "engine_options": engine_options,
+        "server_options": server_options,
+        "addresses": hosts,
+        "port": port,
+        "token": token,
+    }
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _choose(engine: str) -> str:
@@ -292,14 +335,8 @@ def _choose(engine: str) -> str:
     return "echo"
 
 
-def split_options(engine: str, options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Tell the engine's options from the server's, as plain values.
-
-    Raises
-    ------
-    SettingError
-        An option that neither has; the message lists those there are.
-    """
+def _split(engine: str, options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Tell the engine's options from the server's, as plain values."""
     known = (*_OPTIONS[engine], *_OPTIONS["server"])
     for name in options:
         if name not in known:
@@ -319,10 +356,3 @@ def _plain(value: Any) -> dict[str, Any]:
 
 def _faults(faults: Iterable[Fault | str]) -> list[Fault]:
     return [Fault.parse(fault) if isinstance(fault, str) else fault for fault in faults]
-
-
-def _openvino_options(n: int, model: str | os.PathLike[str] | None, given: Mapping[str, Any]) -> dict[str, Any]:
-    from .model import model_file
-
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return {"model": str(model_file(model)), "threads": given.get("threads") or max(1, cores // n)}

@@ -1,4 +1,4 @@
-"""Loopback sockets, and the loop that serves them."""
+"""Loopback sockets, one for each address that is to play an endpoint."""
 
 from __future__ import annotations
 
@@ -7,20 +7,13 @@ import errno
 import ipaddress
 import resource
 import socket
-from collections.abc import Callable, Sequence
-
-import uvicorn
+from collections.abc import Sequence
 
 from swarmkit.errors import SettingError
 
-from .engines import Engine
-from .misbehave import TrackedProtocol
-from .server import App
+__all__ = ["BACKLOG", "bind", "loopback_addresses"]
 
-__all__ = ["bind", "loopback_addresses", "run"]
-
-_BACKLOG = 4096
-_KEEP_ALIVE_S = 5  # vLLM's
+BACKLOG = 4096
 
 
 def loopback_addresses(addresses: int | Sequence[str]) -> list[str]:
@@ -92,7 +85,7 @@ def _socket(address: str, port: int) -> socket.socket:
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind((address, port))
-        sock.listen(_BACKLOG)
+        sock.listen(BACKLOG)
         sock.setblocking(False)
     except OSError:
         sock.close()
@@ -106,51 +99,3 @@ def _allow_files(needed: int) -> None:
     if soft != resource.RLIM_INFINITY and soft < wanted:
         with contextlib.suppress(ValueError, OSError):  # then binding says what is wrong
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-
-
-class _Server(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config, engine: Engine, ready: Callable[[], None]) -> None:
-        super().__init__(config)
-        self._engine = engine
-        self._ready = ready
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        self._ready()
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        # What still runs ends with finish_reason "abort", as a vLLM that is told to stop does it.
-        self._engine.abort()
-        await super().shutdown(sockets)
-
-
-def run(app: App, sockets: Sequence[socket.socket], ready: Callable[[], None]) -> None:
-    """Serve until SIGTERM or SIGINT.
-
-    Parameters
-    ----------
-    app : App
-    sockets : sequence of socket.socket
-        From `bind`.
-    ready : callable
-        Called once requests are accepted.
-    """
-    config = uvicorn.Config(
-        app,
-        http=TrackedProtocol,
-        ws="none",
-        loop="asyncio",
-        lifespan="off",
-        log_config=None,
-        access_log=False,
-        proxy_headers=False,
-        server_header=False,
-        date_header=False,
-        backlog=_BACKLOG,
-        timeout_keep_alive=_KEEP_ALIVE_S,
-        timeout_graceful_shutdown=1,
-    )
-    try:
-        _Server(config, app.engine, ready).run(list(sockets))
-    finally:
-        app.engine.close()

@@ -23,7 +23,7 @@ from starlette.routing import Route
 import swarmkit
 
 from . import misbehave
-from .engines import Engine, EngineDeadError, Increment, Job, PromptRefusedError
+from .engines import Engine, EngineDeadError, Increment, Job, Prompt, PromptRefusedError
 from .faults import Fault, FaultPlan, Tamper
 from .replies import PlainReply, StreamReply, to_json
 from .requests import Ask, Kind, RefusedError, check_model, parse_body, parse_generate, parse_messages
@@ -72,7 +72,9 @@ class ServerOptions:
 class Counts:
     """What was served on one address."""
 
-    requests: Counter[tuple[str, int]] = field(default_factory=Counter)
+    requests: Counter[str] = field(default_factory=Counter)
+    responses: Counter[tuple[str, int]] = field(default_factory=Counter)
+    faults: Counter[str] = field(default_factory=Counter)
     prompts: int = 0
     prompt_tokens: int = 0
     generation_tokens: int = 0
@@ -151,10 +153,11 @@ class App:
         """Serve one request: the key first, then the faults, then the route."""
         address, path = scope["server"][0], scope["path"]
         counts = self.counts[address]
+        counts.requests[path] += 1
 
         async def counted(message: MutableMapping[str, Any]) -> None:
             if message["type"] == "http.response.start":
-                counts.requests[path, message["status"]] += 1
+                counts.responses[path, message["status"]] += 1
             await send(message)
 
         if not self._allowed(scope):
@@ -164,7 +167,7 @@ class App:
         if kind and scope["method"] == "POST" and (kind != "batch" or self.options.batch_chat):
             await self._generate(kind, scope, receive, counted)
             return
-        fault = self.plan.pick(address, path, None) if self.options.faults else None
+        fault = self._fault(address, path, None)
         if fault and await misbehave.instead(fault, scope, receive, counted):
             return
         await self._rest(scope, receive, misbehave.slowed(fault, counted))
@@ -193,14 +196,21 @@ class App:
         counts = self.counts[address]
         counts.prompts += len(ask.prompts)
         counts.prompt_tokens += ask.prompt_tokens
-        tamper = None
-        if self.options.faults:
-            fault = self.plan.pick(address, path, [prompt.text for prompt in ask.prompts])
-            if fault and await misbehave.instead(fault, scope, receive, send):
-                return
-            send = misbehave.slowed(fault, send)
-            tamper = Tamper(fault, len(ask.prompts) * ask.n) if fault and fault.is_tamper else None
-        await self._answer(ask, scope, receive, send, tamper)
+        fault = self._fault(address, path, ask.prompts)
+        if fault and await misbehave.instead(fault, scope, receive, send):
+            return
+        tamper = Tamper(fault, len(ask.prompts) * ask.n) if fault and fault.is_tamper else None
+        await self._answer(ask, scope, receive, misbehave.slowed(fault, send), tamper)
+
+    def _fault(self, address: str, path: str, prompts: list[Prompt] | None) -> Fault | None:
+        """The scripted fault this request meets, if any."""
+        if not self.options.faults:
+            return None
+        texts = None if prompts is None else [prompt.text for prompt in prompts]
+        fault = self.plan.pick(address, path, texts)
+        if fault:
+            self.counts[address].faults[fault.kind] += 1
+        return fault
 
     async def _answer(self, ask: Ask, scope: Scope, receive: Receive, send: Send, tamper: Tamper | None) -> None:
         """Run the engine, and write what it makes until the last row is done or the client is gone."""
@@ -319,9 +329,12 @@ def metrics_text(engine: Engine, counts: Mapping[str, Counts]) -> str:
         lines["vllm:generation_tokens_total counter"].append(f"{{{label}}} {count.generation_tokens}")
         lines["swarmkit:prompts_total counter"].append(f"{{{label}}} {count.prompts}")
         lines["swarmkit:aborted_total counter"].append(f"{{{label}}} {count.aborted}")
-        for (path, status), n in sorted(count.requests.items()):
-            where = f'{label},path="{path}",status="{status}"'
-            lines["swarmkit:requests_total counter"].append(f"{{{where}}} {n}")
+        for path, n in sorted(count.requests.items()):
+            lines["swarmkit:requests_total counter"].append(f'{{{label},path="{path}"}} {n}')
+        for (path, status), n in sorted(count.responses.items()):
+            lines["swarmkit:responses_total counter"].append(f'{{{label},path="{path}",status="{status}"}} {n}')
+        for kind, n in sorted(count.faults.items()):
+            lines["swarmkit:faults_total counter"].append(f'{{{label},kind="{kind}"}} {n}')
     text = ""
     for heading, samples in lines.items():
         name = heading.split()[0]
