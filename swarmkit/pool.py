@@ -12,7 +12,7 @@ from typing import Any, Self
 from . import bridge
 from .batches import Sizing, home_queues
 from .dispatch import Dispatch, Way
-from .errors import PoolClosedError, SettingError
+from .errors import NoEndpointsError, PoolClosedError, SettingError
 from .events import Listener, RunEnded, RunStarted
 from .hostfile import AgentEndpoint, as_endpoint
 from .policy import BatchPolicy, RetryPolicy
@@ -175,6 +175,10 @@ class AgentPool:
             raise SettingError(f"endpoints are counted 0 to {self.size - 1}; asked for {list(indices)}") from None
         return self._with(_endpoints=chosen)
 
+    def with_batch(self, batch: BatchPolicy) -> Self:
+        """The same pool with other batch sizes; it shares the connections."""
+        return self._with(_batch=batch)
+
     def _with(self, **changes: Any) -> Self:
         twin = object.__new__(type(self))
         twin.__dict__.update(self.__dict__, last_run=None, **changes)
@@ -228,10 +232,14 @@ class AgentPool:
 
     async def _answers(self, prompts: Sequence[str], ask: Ask, agent_index: int | None = None) -> list[Response]:
         columns = Columns(len(prompts), ask.n)
-        failure = await self.run(Prompts(list(prompts)), ask, columns)
-        if failure is not None:
+        try:
+            failure = await self.run(Prompts(list(prompts)), ask, columns)
+            why = f"no endpoint is left; the last failure: {failure.describe()}" if failure else ""
+        except NoEndpointsError as exc:  # nobody answered when asked what it is
+            why = str(exc)
+        if why:
             for row in list(columns.missing()):
-                columns.fail(row, f"no endpoint is left; the last failure: {failure.describe()}")
+                columns.fail(row, why)
         responses = columns.responses()
         return responses if agent_index is None else [replace(r, agent_index=agent_index) for r in responses]
 

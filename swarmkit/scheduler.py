@@ -228,13 +228,15 @@ class Scheduler:
     # ---- events ------------------------------
 
     def start(self, now: float) -> list[Instruction]:
-        """Begin: the first batch of every endpoint."""
+        """Begin: the first rows of every endpoint, from its own queue; only then do those that have room steal."""
         self._now, self._out = now, []
+        part = max(1.0, self._concurrency / max(1, self._fleet.ready))
         for index, e in enumerate(self._fleet):
             if e.ready:
-                self._fill(index)
+                self._fill(index, steal=False, most=part)
             else:
                 self._out.append(Wake(self._fleet.rest(index, now)))
+        self._feed()
         self._finish()
         return self._out
 
@@ -346,22 +348,25 @@ class Scheduler:
 
     # ---- handing out work ------------------------------
 
-    def _fill(self, index: int) -> None:
+    def _fill(self, index: int, *, steal: bool = True, most: float = math.inf) -> None:
         """Send to one endpoint while it has room and there is work; remember it as hungry otherwise."""
+        sent = 0
         while room := self._fleet.room(index, self._left, self._now):
-            rows, parcel = self._take(index, room) if len(self._flights) < self._concurrency else ((), None)
+            may = len(self._flights) < self._concurrency and sent < most
+            rows, parcel = self._take(index, room, steal) if may else ((), None)
+            sent += 1
             if not rows:
                 self._hungry[index] = None
                 return
             self._send(index, rows, parcel)
 
-    def _take(self, index: int, room: int) -> tuple[tuple[int, ...], _Parcel | None]:
+    def _take(self, index: int, room: int, steal: bool) -> tuple[tuple[int, ...], _Parcel | None]:
         parcel = self._take_suspect(index) or self._take_parcel(index, room)
         if parcel is not None:
             return parcel.rows, parcel
         if self._lengths[index]:
             return self._cut(index, room, steal=False), None
-        return self._steal(room), None
+        return self._steal(room) if steal else (), None
 
     def _take_suspect(self, index: int) -> _Parcel | None:
         while self._quarantine and self._settled[self._quarantine[0].rows[0]]:
