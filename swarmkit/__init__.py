@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from . import accessor as accessor  # registers df.swarm and Series.swarm
 
 if TYPE_CHECKING:
+    from .compare import Comparison, compare
     from .connect import connect
     from .errors import (
         CallerError,
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "compare": ("Comparison", "compare"),
     "connect": ("connect",),
     "errors": (
         "CallerError",

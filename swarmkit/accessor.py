@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 if TYPE_CHECKING:
+    from .compare import Comparison
     from .prompts import PromptLike
     from .run import Run
 
@@ -58,6 +59,12 @@ class FrameSwarm:
         """Show what would be sent, before anything is. See ``swarmkit.preview``."""
         return _frames().preview(self._df, prompt, n, **options)
 
+    def compare(self, prompt: PromptLike, **options: Any) -> Comparison:
+        """Measure batch against single requests. See ``swarmkit.compare``."""
+        from .compare import compare
+
+        return compare(self._df, prompt, **options)
+
 
 @pd.api.extensions.register_series_accessor("swarm")
 class SeriesSwarm:
@@ -93,3 +100,9 @@ class SeriesSwarm:
     def preview(self, prompt: PromptLike = "value", n: int = 3, **options: Any) -> pd.DataFrame:
         """Show what would be sent, before anything is. See ``swarmkit.preview``."""
         return _frames().preview(self._df, prompt, n, **options)
+
+    def compare(self, prompt: PromptLike = "value", **options: Any) -> Comparison:
+        """Measure batch against single requests. See ``swarmkit.compare``."""
+        from .compare import compare
+
+        return compare(self._df, prompt, **options)

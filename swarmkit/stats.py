@@ -13,7 +13,10 @@ from .results import Columns
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["EndpointStats", "RunStats"]
+__all__ = ["EndpointStats", "RunStats", "table_html"]
+
+LOGGED = 100_000
+"""Requests that a run's timeline keeps: enough for any picture, and a bound on memory."""
 
 
 @dataclass(slots=True)
@@ -75,6 +78,8 @@ class RunStats:
     time_s: float = 0.0
     routes: dict[str, int] = field(default_factory=dict)
     endpoints: list[EndpointStats] = field(default_factory=list)
+    _log: list[tuple[str, int, float, float, str | None]] = field(default_factory=list)
+    _open: dict[int, tuple[int, int, float]] = field(default_factory=dict)
     _began: float = 0.0
 
     def __call__(self, event: RunEvent) -> None:
@@ -84,8 +89,8 @@ class RunStats:
                 self.answered += len(rows)
                 self.endpoints[endpoint].rows += len(rows)
                 self.time_s = at_s - self._began
-            case RequestSent(_, endpoint, rows, at_s):
-                self._sent(self.endpoints[endpoint], len(rows), at_s)
+            case RequestSent():
+                self._sent(event)
             case RequestEnded():
                 self._ended(event)
             case RowFailed():
@@ -94,6 +99,8 @@ class RunStats:
                 self._started(event)
             case RunEnded():
                 self.time_s = event.at_s - self._began
+                for ticket in list(self._open):
+                    self._note(ticket, event.at_s, "dropped")
 
     def _started(self, event: RunStarted) -> None:
         # The levels of a tree-reduce are runs of their own, counted as one: its clock goes on.
@@ -104,12 +111,14 @@ class RunStats:
         for route in event.routes:
             self.routes[route] = self.routes.get(route, 0) + 1
 
-    def _sent(self, endpoint: EndpointStats, rows: int, at_s: float) -> None:
+    def _sent(self, event: RequestSent) -> None:
+        rows, endpoint = len(event.rows), self.endpoints[event.endpoint]
         self.requests += 1
         self.batch_sizes[rows] = self.batch_sizes.get(rows, 0) + 1
+        self._open[event.ticket] = (event.endpoint, rows, event.at_s)
         endpoint.requests += 1
         if not endpoint.in_flight:
-            endpoint.busy_since = at_s
+            endpoint.busy_since = event.at_s
         endpoint.in_flight += 1
 
     def _ended(self, event: RequestEnded) -> None:
@@ -121,6 +130,13 @@ class RunStats:
             self.failed_requests += 1
             endpoint.failures += 1
             endpoint.last_failure = event.failure.describe()
+        self._note(event.ticket, event.at_s, event.failure.kind if event.failure else None)
+
+    def _note(self, ticket: int, at_s: float, failure: str | None) -> None:
+        index, rows, sent = self._open.pop(ticket)
+        if len(self._log) < LOGGED:
+            began = self._began
+            self._log.append((self.endpoints[index].name, rows, sent - began, at_s - began, failure))
 
     def count_tokens(self, columns: Columns) -> None:
         """Add the tokens of a run's columns."""
@@ -140,6 +156,27 @@ class RunStats:
         values = [(e.name, e.rows, e.requests, e.failures, e.busy_s, e.last_failure) for e in self.endpoints]
         return pd.DataFrame(values, columns=list(columns))
 
+    def timeline(self) -> pd.DataFrame:
+        """One row per request, the first 100,000: ``endpoint, rows, start_s, end_s, failure``.
+
+        Times are seconds from the start of the run. ``failure`` is the kind of failure, "dropped" where the run
+        ended first, missing where all went well. ``plots.timeline`` draws it.
+        """
+        import pandas as pd
+
+        frame = pd.DataFrame(self._log, columns=["endpoint", "rows", "start_s", "end_s", "failure"])
+        return frame.astype({"start_s": "float64", "end_s": "float64"})
+
+    @property
+    def working_s(self) -> float:
+        """Seconds that endpoints had work in hand, added up over all of them."""
+        return sum(e.busy_s for e in self.endpoints)
+
+    @property
+    def waiting_s(self) -> float:
+        """Seconds that endpoints had none while the run went on, added up over all of them."""
+        return max(0.0, len(self.endpoints) * self.time_s - self.working_s)
+
     def summary(self) -> list[tuple[str, str]]:
         """Label and value, for what is worth showing."""
         sizes = sorted(self.batch_sizes)
@@ -156,6 +193,7 @@ class RunStats:
             ("time", f"{self.time_s:.1f} s ({self.rows_per_s:.1f} rows/s)"),
             ("requests", f"{self.requests:,}" + (f", {shown} rows each" if shown else "")),
             ("tokens", f"{self.prompt_tokens:,} in, {self.completion_tokens:,} out"),
+            ("endpoints", f"{len(self.endpoints):,}: {self.working_s:.1f} s working, {self.waiting_s:.1f} s waiting"),
             *((name, f"{count:,}") for name, count in extras.items() if count),
             *(("asked by", f"{route}: {_plural(count, 'endpoint')}") for route, count in self.routes.items()),
         ]

@@ -197,15 +197,18 @@ class VLLMPool(AgentPool):
     async def _check_params(self, ask: Ask) -> None:
         """Let one server see the parameters with one short prompt: a parameter that every server refuses would
         otherwise be found out by halving every batch down to single rows."""
-        key = ("params", json.dumps({**ask.params}, sort_keys=True, default=str), ask.n)
+        params = {k: v for k, v in ask.params.items() if k != "cache_salt"}  # new each time, and never refused
+        key = ("params", json.dumps(params, sort_keys=True, default=str), ask.n)
         if key in self._core.memo:
             return
+        least = params.get("min_tokens")
+        max_tokens = max(1, least) if isinstance(least, int) else 1
 
         shown = {**ask.params, **({"n": ask.n} if ask.n > 1 else {})}
 
         async def look(endpoint: AgentEndpoint) -> bool:
             route = Route.COMPLETIONS
-            body = encode(route, ask, ["Hi"], max_tokens=1)
+            body = encode(route, ask, ["Hi"], max_tokens=max_tokens)
             try:
                 await self._core.transport().post(endpoint, path_of(route), body)
             except EndpointError as exc:

@@ -41,6 +41,8 @@ ORDER = [
     "sheet",
     "forest",
     "frames",
+    "plots",
+    "compare",
     "accessor",
     "local",
     "tables",
