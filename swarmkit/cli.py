@@ -236,16 +236,16 @@ def _add_probe(commands: Any) -> None:
 
 def _add_serve(commands: Any) -> None:
     example = (
-        "example, in two terminals:\n  swarmkit serve --engine echo --port 8001 > local.hostfile\n"
-        "  swarmkit probe --hostfile local.hostfile\n\n"
-        f"The standard output is a hostfile. The key is that of ${SERVE_KEY}; where that is not set, a\n"
-        "random one is kept in a file that only you can read, and a line says how to load it.\n"
+        "example, in two terminals:\n  swarmkit serve --engine echo\n"
+        f"  swarmkit probe --url http://127.0.0.1:8000 --api-key-env {SERVE_KEY}\n\n"
+        f"The key is that of ${SERVE_KEY}; where that is not set, a random one is kept in a file\n"
+        "that only you can read, and a line says how to load it in the second terminal.\n"
         "Only this machine can reach the endpoint. Ctrl-C ends it.\n"
     )
     p = _command(commands, "serve", "Run an OpenAI-compatible endpoint on this machine, until Ctrl-C.", example)
     p.add_argument("--engine", choices=("auto", "echo", "openvino"), default="auto",
-                   help="openvino: a small model on the CPU; echo: no model; auto: openvino if it is there")  # fmt: skip
-    p.add_argument("--port", metavar="P", type=int, default=0, help="0 takes a free one (0)")
+                   help="openvino: a small model on the CPU; echo: none; auto: openvino if it is there")  # fmt: skip
+    p.add_argument("--port", metavar="P", type=int, default=8000, help="0 takes a free one (8000)")
     p.add_argument("--model", help="openvino: a GGUF file; echo: the name it is served under")
     p.add_argument("--fault", metavar="SPEC", action="append", default=[],
                    help="go wrong on purpose: --fault http_500:probability=0.1; repeatable")  # fmt: skip
@@ -303,11 +303,10 @@ def _pairs(given: Sequence[str], option: str) -> dict[str, Any]:
     return found
 
 
-def _sending(args: argparse.Namespace) -> dict[str, Any]:
+def _sending(args: argparse.Namespace, params: dict[str, Any]) -> dict[str, Any]:
     """The keywords of a verb that sends."""
     from .options import _OURS, _SAMPLING
 
-    params = _pairs(args.param, "--param")
     for name in params:
         if name in _OURS:
             raise SettingError(f"--param {name}=...: swarmkit sets this field itself; see --help for its options")
@@ -321,11 +320,11 @@ def _sending(args: argparse.Namespace) -> dict[str, Any]:
     return options
 
 
-def _connect(args: argparse.Namespace) -> VLLMPool:
+def _connect(args: argparse.Namespace, api_key: str | None) -> VLLMPool:
     from .connect import connect
 
     chat = None if args.chat == "none" else "auto"
-    return connect(_target(args), model=args.model, api_key=_api_key(args), chat=chat, delivery=args.delivery)  # type: ignore[arg-type] # narrower Literals
+    return connect(_target(args), model=args.model, api_key=api_key, chat=chat, delivery=args.delivery)  # type: ignore[arg-type] # narrower Literals
 
 
 @dataclass
@@ -382,10 +381,11 @@ class _Job:
         if problem:
             _say(f"swarmkit {self.args.command}: {problem}")
         if not self.args.quiet or problem or where != str(self.output):
+            requests = f"{stats.requests:,} request{'s' * (stats.requests != 1)}"
             speed = f"{stats.rows_per_s:.1f} rows/s" if self.again is not None else f"{stats.rows:,} merges"
             _say(
                 f"{len(frame):,} rows, {len(errors):,} {'unfinished or failed' if problem else 'failed'}, "
-                f"{stats.time_s:.1f} s, {speed}, {stats.requests:,} requests\nwritten to {where}"
+                f"{stats.time_s:.1f} s, {speed}, {requests}\nwritten to {where}"
             )
         if len(errors) and not problem:
             code = Exit.ROWS_FAILED
@@ -405,14 +405,16 @@ class _Job:
 
 def _scatter(args: argparse.Namespace) -> int:
     from . import tables
-    from .frames import submit
     from .prompts import make_prompts
 
-    options = _sending(args)
+    params, api_key = _pairs(args.param, "--param"), _api_key(args)
     job = _Job(args, f"{args.out}_error", again=args.n == 1)
     make_prompts(job.df.iloc[:0], args.prompt)  # a wrong name is told before anybody is asked
     typed = tables.numbers(job.df, args.prompt)
-    pool = _connect(args)
+    from .frames import submit  # slow to import: what is wrong with the arguments is told before
+
+    options = _sending(args, params)
+    pool = _connect(args, api_key)
 
     def work() -> Any:
         details = {"n": args.n, "details": args.details, "only_missing": args.only_missing}
@@ -422,11 +424,12 @@ def _scatter(args: argparse.Namespace) -> int:
 
 
 def _tree_reduce(args: argparse.Namespace) -> int:
-    from .frames import tree_reduce
-
-    options = _sending(args)
+    params, api_key = _pairs(args.param, "--param"), _api_key(args)
     job = _Job(args, "error" if args.trace else f"{args.out}_error")
-    pool = _connect(args)
+    from .frames import tree_reduce  # slow to import, as above
+
+    options = _sending(args, params)
+    pool = _connect(args, api_key)
 
     def work() -> Any:
         return tree_reduce(
@@ -458,19 +461,19 @@ def _probe(args: argparse.Namespace) -> int:
 
 
 def _serve(args: argparse.Namespace) -> int:
-    from .local import local
+    from .local.serve import serve
 
-    options: dict[str, Any] = {"engine": args.engine, "model": args.model, "port": args.port, "faults": args.fault}
+    options = {"engine": args.engine, "model": args.model, "port": args.port, "faults": args.fault}
+    options |= _pairs(args.option, "--option")
     token = os.environ.get(SERVE_KEY) or secrets.token_urlsafe(24)
-    with local(token=token, **{**options, **_pairs(args.option, "--option")}) as swarm, _key_file(token) as file:
-        for endpoint in swarm.endpoints:
-            print(f"{endpoint.name} key_env={SERVE_KEY}", flush=True)
-        _say(f"{swarm.model} ({swarm.engine}) at {swarm.urls[0]}/v1; Ctrl-C ends it")
-        load = f'export {SERVE_KEY}="$(cat {shlex.quote(str(file))})"' if file else f"that of ${SERVE_KEY}, as set here"
-        _say(f"key: {load}")
-        code = swarm.processes[0].wait()
-        _say(f"swarmkit serve: the server ended by itself (code {code}):\n{swarm._processes[0].last_lines()}")
-    return Exit.NO_ENDPOINT
+    with _key_file(token) as file:
+        told = f'export {SERVE_KEY}="$(cat {shlex.quote(str(file))})"' if file else f"the value of ${SERVE_KEY}"
+        _say(f"its key: {told}")
+        try:
+            serve(token=token, **options)
+        except OSError as exc:
+            raise SettingError(f"cannot listen on port {options['port']} ({exc}); --port 0 takes a free one") from exc
+    return Exit.OK
 
 
 @contextlib.contextmanager

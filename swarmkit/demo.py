@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 import pandas as pd
 
 from .stats import RunStats
-from .tables import text_table
+from .tables import clean, text_table
 
 if TYPE_CHECKING:
     from .local import LocalSwarm
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 __all__ = ["demo", "sample"]
 
 GROUPS = ("Cell division", "Central metabolism", "DNA replication and repair", "Motility and chemotaxis")
-QUESTION = "What does the E. coli gene {gene} ({product}) do? Answer in one short sentence."
-MERGE = "These are notes on genes of the group {function_group}:\n{responses}\nSum them up in one short sentence."
+QUESTION = "Say in one short sentence what {product} does in a bacterial cell."
+MERGE = "Here are notes on {function_group} in E. coli:\n{responses}\n\nWrite one short sentence that sums them up."
 ANSWER_TOKENS = 32
 MERGE_TOKENS = 48
 _ROWS_SHOWN = 8
@@ -91,6 +91,8 @@ def demo(n: int = 2, engine: Literal["auto", "openvino", "echo"] = "auto", limit
             answers, "response", MERGE, by="function_group", fanin=8, max_tokens=MERGE_TOKENS, temperature=0
         )
         _show(top, ["function_group", "n_leaves", "n_levels", "response"])
+        if isinstance(whole := top["response"].iloc[0], str):
+            _note(f"The first one in full: {clean(whole)}")
         _cost(last_run().stats)
         print()
         if real:
@@ -113,15 +115,14 @@ def _model(swarm: LocalSwarm) -> str:
 def _next_steps(engine: str) -> None:
     chosen = "" if engine == "auto" else f', engine="{engine}"'
     print(
-        "\nThe same in Python (df is a DataFrame with these columns):\n\n"
-        "    import swarmkit as sk\n"
-        f'    sk.connect(sk.local(2{chosen}))        # or your own servers: sk.connect("agents.hostfile")\n'
-        '    df = df.swarm.scatter("What does the E. coli gene {gene} ({product}) do?", max_tokens=32)\n'
-        '    top = df.swarm.tree_reduce("response", "Sum up:\\n{responses}", by="function_group")\n\n'
+        "\nThe same in Python, where df is a DataFrame of genes:\n\n"
+        f"import swarmkit as sk; sk.connect(sk.local(2{chosen}))\n"
+        'df = df.swarm.scatter("Say what {product} does.", max_tokens=32)\n'
+        'top = df.swarm.tree_reduce("response", "Merge {responses}", by="function_group")\n\n'
         "Where to go next:\n"
-        "    swarmkit scatter --help                 ask about your own tables, without Python\n"
-        "    swarmkit probe --hostfile H             see what your servers can do\n"
-        '    python -c "import swarmkit as sk; help(sk.scatter)"'
+        '  sk.connect("agents.hostfile")    in the first line: your own servers instead\n'
+        "  swarmkit probe --hostfile H      what your servers can do\n"
+        "  swarmkit scatter --help          the same for your own tables, without Python"
     )
 
 
@@ -139,7 +140,7 @@ def _note(text: str) -> None:
 
 def _cost(stats: RunStats) -> None:
     for label, value in stats.summary():
-        print(f"   {label:<10}{value}")
+        print(textwrap.fill(value, _width(), initial_indent=f"   {label:<10}", subsequent_indent=" " * 13))
 
 
 def _show(frame: pd.DataFrame, columns: list[str]) -> None:

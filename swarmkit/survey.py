@@ -83,7 +83,7 @@ class Survey:
         counts = ", ".join(f"{n:,} {status}" for status in ("up", "slow", "down") if (n := self.count(status)))
         lines += ["", f"{len(rows):,} endpoint{'s' * (len(rows) != 1)}: {counts}"]
         for f in self.families:
-            lines += ["", clean(f"{f.server}, {f.model} ({f.endpoints:,} endpoints, {f.asked} was asked)")]
+            lines += ["", clean(f"{f.server}, {f.model} ({f.endpoints:,} like this, {f.asked} was asked)")]
             said = [
                 ("many prompts a request", _yes(f.lists)),
                 ("rows as they finish", _yes(f.rows)),

@@ -1,0 +1,421 @@
+"""The command line, as a person uses it: real child processes against real echo endpoints."""
+
+import contextlib
+import io
+import json
+import os
+import re
+import signal
+import stat
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+import swarmkit as sk
+
+KEY = "a-key-nobody-may-see"
+DEAD = "http://127.0.0.1:9"
+ASK = "What does {gene} do?"
+GENES = pd.DataFrame(
+    {
+        "id": ["007", "1e5", "NA", "None"],
+        "gene": ["lacZ", "recA", "ftsZ", "rpoS"],
+        "start": ["362455", "2822708", "105305", "2866559"],
+        "group": ["b", "a", "a", "b"],
+    }
+)
+
+
+def environment(**extra: str) -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(Path(sk.__file__).parents[1]), "NO_COLOR": "1", "TEST_KEY": KEY, **extra}
+
+
+def run(*words: object, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    """Run ``swarmkit WORDS``, and see to it that nothing a person or a log sees has the key or a traceback."""
+    done = subprocess.run(
+        [sys.executable, "-m", "swarmkit", *map(str, words)],
+        stdin=subprocess.DEVNULL, capture_output=True, encoding="utf-8", timeout=60, env=env or environment(),
+    )  # fmt: skip
+    assert KEY not in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def swarm():
+    with sk.local(1, engine="echo", addresses=2, token=KEY) as swarm:
+        yield swarm
+
+
+@pytest.fixture(scope="module")
+def host(swarm, tmp_path_factory):
+    """A hostfile of two endpoints that are up; the key comes from the environment."""
+    return hostfile(tmp_path_factory.mktemp("hosts") / "up.hostfile", swarm)
+
+
+def hostfile(path: Path, swarm: sk.LocalSwarm) -> Path:
+    path.write_text("".join(f"{e.name}\n" for e in swarm.endpoints))
+    return path
+
+
+@pytest.fixture
+def genes(tmp_path):
+    path = tmp_path / "genes.csv"
+    GENES.to_csv(path, index=False)
+    return path
+
+
+def to(host: Path) -> tuple[object, ...]:
+    return "--hostfile", host, "--api-key-env", "TEST_KEY"
+
+
+def at_once(do: Any, things: Sequence[Any]) -> list[Any]:
+    """Start-up is most of a child's time, and there is more than one core."""
+    with ThreadPoolExecutor(3) as threads:
+        return list(threads.map(do, things))
+
+
+def table(text: str | Path) -> pd.DataFrame:
+    """A CSV file or text with its values as they stand there."""
+    return pd.read_csv(text if isinstance(text, Path) else io.StringIO(text), dtype=str, keep_default_na=False)
+
+
+# ---- help ------------------------------
+
+
+def test_every_command_has_help_with_an_example():
+    commands = ["scatter", "tree-reduce", "probe", "serve", "demo"]
+    bare, *helps = at_once(lambda words: run(*words), [["--help"], *([c, "--help"] for c in commands)])
+    texts = dict(zip(commands, helps, strict=True))
+    assert bare.returncode == 0
+    for name, done in texts.items():
+        assert name in bare.stdout
+        assert done.returncode == 0
+        assert re.search(rf"^example.*:\n  swarmkit {name}", done.stdout, re.MULTILINE), name
+    for name in ("scatter", "tree-reduce"):
+        assert all(f"\n  {code} " in texts[name].stdout for code in (0, 1, 2, 3, 130))
+
+
+# ---- scatter ------------------------------
+
+
+def test_scatter_adds_answers_and_leaves_everything_else_as_it_was(genes, host, tmp_path):
+    out = tmp_path / "out.csv"
+    done = run("scatter", genes, "--prompt", "{id}: {gene} at {start:,}", "-o", out, *to(host))
+    assert (done.returncode, done.stdout) == (0, "")
+    got = table(out)
+    assert got[list(GENES.columns)].equals(table(genes))
+    assert got["response"].tolist()[:3] == [
+        "echo: 007: lacZ at 362,455",
+        "echo: 1e5: recA at 2,822,708",
+        "echo: NA: ftsZ at 105,305",
+    ]
+    assert re.search(r"4 rows, 0 failed, [\d.]+ s, [\d.]+ rows/s, \d+ request", done.stderr)
+    assert str(out) in done.stderr
+    assert KEY not in out.read_text()
+
+
+def test_a_failed_row_is_told_and_can_be_asked_again(genes, host, tmp_path):
+    out = tmp_path / "out.csv"
+    GENES.assign(gene=["lacZ", "", "ftsZ", "rpoS"]).to_csv(genes, index=False)
+    done = run("scatter", genes, "--prompt", ASK, "--out", "answer", "-o", out, *to(host))
+    assert done.returncode == 1
+    assert "4 rows, 1 failed" in done.stderr
+    assert "1 x missing value in column 'gene'" in done.stderr
+    assert "--only-missing" in done.stderr
+    mended = table(out)
+    assert mended["answer_error"].tolist() == ["", "missing value in column 'gene'", "", ""]
+    mended["gene"] = ["other", "recA", "other", "other"]
+    mended.to_csv(out, index=False)
+    done = run("scatter", out, "--only-missing", "-o", out, "--prompt", ASK, "--out", "answer", *to(host))
+    assert done.returncode == 0
+    got = table(out)
+    assert got["answer"].tolist() == [f"echo: What does {g} do?" for g in GENES["gene"]]
+    assert got["answer_error"].tolist() == [""] * 4
+
+
+def test_formats_folders_and_globs_go_round(host, tmp_path):
+    folder = tmp_path / "parts"
+    folder.mkdir()
+    GENES[:2].to_csv(folder / "a.csv", index=False)
+    GENES[2:].to_csv(folder / "b.tsv.gz", index=False, sep="\t")
+    (folder / "notes.md").write_text("not a table")
+    steps = [
+        (folder, tmp_path / "1.jsonl"),
+        (tmp_path / "*.jsonl", tmp_path / "2.parquet"),
+        (tmp_path / "2.parquet", "-"),
+    ]
+    for number, (source, target) in enumerate(steps, 1):
+        done = run("scatter", source, "--prompt", ASK, "--out", f"r{number}", "-o", target, *to(host))
+        assert done.returncode == 0, done.stderr
+    got = table(done.stdout)
+    assert got[list(GENES.columns)].equals(GENES.astype(got["id"].dtype))
+    for number in range(1, 4):
+        assert got[f"r{number}"].tolist() == [f"echo: What does {g} do?" for g in GENES["gene"]]
+    assert len(pd.read_parquet(tmp_path / "2.parquet")) == 4
+
+
+def test_json_lines_keep_their_types_and_rows_can_be_sampled(host, tmp_path):
+    source = tmp_path / "in.jsonl"
+    rows = [{"n": 2**60 + 1, "tags": ["a", {"b": 1}], "text": "ä\n"}, {"n": None, "x": 0.1, "text": "\u2028"}]
+    source.write_text("\n".join(map(json.dumps, rows)))
+    done = run(
+        "scatter", source, "--prompt", "{text}?", "-o", "-", "--format", "jsonl", "--n", 2, "--details", "--quiet",
+        "--limit", 5, "--temperature", 0.5, "--param", "seed=7", "--max-tokens", 9, "--mode", "single", *to(host),
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    got = [json.loads(line) for line in done.stdout.split("\n")[:-1]]
+    assert [(r["n"], r["tags"], r["x"]) for r in got[1:3]] == [(2**60 + 1, ["a", {"b": 1}], None), (None, None, 0.1)]
+    assert [r["response_sample"] for r in got] == [0, 1, 0, 1]
+    assert got[0]["response"].startswith("echo 7: ")
+    assert got[0]["response_attempts"] == 1
+    assert got[0]["response_endpoint"].startswith("127.0.0.")
+
+
+def test_without_pyarrow_parquet_says_what_to_install_and_the_rest_works(genes, host, tmp_path):
+    without = "import sys; sys.modules['pyarrow'] = None; from swarmkit.cli import main; sys.exit(main(sys.argv[1:]))"
+
+    def scatter(target: str) -> subprocess.CompletedProcess[str]:
+        words = ["scatter", str(genes), "--prompt", ASK, "-o", str(tmp_path / target), *map(str, to(host))]
+        return subprocess.run(
+            [sys.executable, "-c", without, *words], capture_output=True, text=True, env=environment()
+        )
+
+    parquet, csv = at_once(scatter, ["out.parquet", "out.csv"])
+    assert parquet.returncode == 2
+    assert 'pip install "swarmkit-frames[parquet]"' in parquet.stderr
+    assert csv.returncode == 0
+    assert len(table(tmp_path / "out.csv")) == 4
+
+
+# ---- what can be wrong ------------------------------
+
+WRONG = {
+    "a column that is not there": (["--prompt", "{gen}"], "Did you mean 'gene'?"),
+    "no endpoints": (["--prompt", ASK], "--hostfile"),
+    "inputs apart from one another": (["--prompt", ASK, "other.csv"], "other.csv"),
+    "the input as output": (["--prompt", ASK, "-o", "genes.csv"], "--overwrite"),
+    "an unknown suffix": (["--prompt", ASK, "-o", "out.xlsx"], ".parquet"),
+    "no folder to write to": (["--prompt", ASK, "-o", "nowhere/out.csv"], "nowhere"),
+    "text where JSON belongs": (["--prompt", ASK, "--param", "stop=END"], """--param 'stop="END"'"""),
+    "a field that has its own option": (["--prompt", ASK, "--param", "max_tokens=5"], "--help"),
+    "a key in place of its variable's name": (["--prompt", ASK, "--url", DEAD, "--api-key-env", KEY], "environment"),
+    "a word argparse refuses": (["--prompt", ASK, "--chat", "maybe"], "auto"),
+}
+
+
+def test_wrong_usage_is_one_clear_message_and_nothing_is_sent(genes, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    before = genes.read_text()
+    words = [["scatter", "genes.csv", *([] if "-o" in w else ["-o", "out.csv"]), *w] for w, _ in WRONG.values()]
+    for (case, (_, expected)), done in zip(WRONG.items(), at_once(lambda w: run(*w), words), strict=True):
+        assert (done.returncode, done.stdout) == (2, ""), case
+        assert expected in done.stderr, case
+    assert list(tmp_path.iterdir()) == [genes]
+    assert genes.read_text() == before
+
+
+def test_a_file_that_is_there_is_replaced_only_when_asked_to(genes, host, tmp_path):
+    out = tmp_path / "out.csv"
+    out.write_text("precious")
+    done = run("scatter", genes, "--prompt", ASK, "-o", out, *to(host))
+    assert done.returncode == 2
+    assert "--overwrite" in done.stderr
+    assert out.read_text() == "precious"
+    assert run("scatter", genes, "--prompt", ASK, "-o", out, "--overwrite", *to(host)).returncode == 0
+    assert len(table(out)) == 4
+
+
+def test_no_endpoint_is_a_code_of_its_own(genes, tmp_path):
+    done = run("scatter", genes, "--prompt", ASK, "-o", tmp_path / "out.csv", "--url", DEAD)
+    assert done.returncode == 3
+    assert "127.0.0.1:9" in done.stderr
+    assert not (tmp_path / "out.csv").exists()
+
+
+def test_rows_that_finished_before_the_last_endpoint_went_are_written(tmp_path):
+    source, out = tmp_path / "in.csv", tmp_path / "out.csv"
+    pd.DataFrame({"x": range(900)}).assign(x=lambda d: "row" + d["x"].astype(str)).to_csv(source, index=False)
+    with sk.local(1, engine="echo", token=KEY, faults=["http_401:marker=row850 "]) as swarm:
+        host = hostfile(tmp_path / "h", swarm)
+        done = run("scatter", source, "--prompt", "{x} ?", "-o", out, *to(host))
+    assert done.returncode == 3
+    assert "no endpoint is left" in done.stderr
+    assert "--only-missing" in done.stderr
+    got = table(out)
+    assert len(got) == 900
+    assert got["response"][0] == "echo: row0 ?"
+    assert got["response"][850] == ""
+    assert got["response_error"][850] != ""
+
+
+# ---- an interrupt ------------------------------
+
+
+def generated(swarm: sk.LocalSwarm) -> int:
+    request = urllib.request.Request(swarm.urls[0] + "/metrics", headers={"Authorization": f"Bearer {KEY}"})
+    with urllib.request.urlopen(request) as reply:
+        found = re.search(r"^vllm:generation_tokens_total\S* (\d+)", reply.read().decode(), re.MULTILINE)
+    assert found
+    return int(found[1])
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=str)
+def test_an_interrupt_keeps_finished_rows_and_says_how_to_go_on(number, host, tmp_path):
+    source, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text("\n".join(json.dumps({"i": i}) for i in range(400)))
+    with sk.local(1, engine="echo", token=KEY, latency_s=0.05, max_num_seqs=4) as slow:
+        command = [sys.executable, "-m", "swarmkit", "scatter", source, "--prompt", "{i}", "-o", out]
+        child = subprocess.Popen(
+            [*map(str, [*command, *to(hostfile(tmp_path / "h", slow))])],
+            stderr=subprocess.PIPE, text=True, env=environment(),
+        )  # fmt: skip
+        deadline = time.monotonic() + 30
+        while generated(slow) < 200 and time.monotonic() < deadline:  # a hundred rows
+            time.sleep(0.05)
+        child.send_signal(number)
+        _, told = child.communicate(timeout=20)
+    assert child.returncode == 130
+    assert "interrupted" in told
+    assert f"swarmkit scatter {out} --only-missing -o {out}" in told
+    assert "Traceback" not in told
+    before = pd.read_json(out, lines=True)
+    finished = before["response"].notna()
+    assert len(before) == 400
+    assert 20 <= finished.sum() < 400
+    assert set(before["response_error"][~finished]) == {"interrupted"}
+    if number == signal.SIGTERM:
+        return  # going on is the same
+    done = run("scatter", out, "--only-missing", "-o", out, "--prompt", "{i}", *to(host))
+    assert done.returncode == 0
+    assert pd.read_json(out, lines=True)["response"].tolist() == [f"echo: {i}" for i in range(400)]
+
+
+# ---- tree-reduce ------------------------------
+
+
+def test_tree_reduce_merges_each_group(genes, host, tmp_path):
+    merge = "All of {group}: {responses}"
+    out = tmp_path / "top.csv"
+    words = ["tree-reduce", genes, "--column", "gene", "--by", "group", "--prompt", merge, "--fanin", 2]
+    done = run(*words, "-o", out, *to(host))
+    assert (done.returncode, done.stdout) == (0, "")
+    got = table(out)
+    assert got["group"].tolist() == ["a", "b"]
+    assert got["response"][0] == "echo: All of a: recA\n---\nftsZ"
+    assert "2 rows, 0 failed" in done.stderr
+    done = run(*words, "--trace", "-o", "-", "--format", "jsonl", *to(host))
+    assert [json.loads(line)["level"] for line in done.stdout.splitlines()] == [0, 0, 0, 0, 1, 1]
+
+
+def test_tree_reduce_tells_which_groups_failed(genes, host):
+    GENES.assign(gene=["lacZ", "", "", "rpoS"]).to_csv(genes, index=False)
+    done = run(
+        "tree-reduce", genes, "--column", "gene", "--by", "group", "--prompt", "{responses}", "-o", "-", *to(host)
+    )
+    assert done.returncode == 1
+    assert table(done.stdout)["response"][1] == "echo: lacZ\n---\nrpoS"
+    assert "1 x there was no text to merge" in done.stderr
+
+
+# ---- probe ------------------------------
+
+
+def test_probe_tells_what_each_endpoint_is(host, tmp_path):
+    mixed = tmp_path / "mixed"
+    mixed.write_text(host.read_text() + "127.0.0.1:9\n")
+    up, some, none = at_once(
+        lambda words: run("probe", *words), [to(host), ["--json", *to(mixed)], ["--hostfile", host, "--model", "llama"]]
+    )
+    assert up.returncode == 0
+    assert re.search(r"^127\.0\.0\.1:\d+ +up +\d+ ms +4096 +swarmkit \S+ +echo$", up.stdout, re.MULTILINE)
+    assert re.search(r"chat template +learned", up.stdout)
+    assert some.returncode == 1
+    found = json.loads(some.stdout)
+    assert [e["status"] for e in found["endpoints"]] == ["up", "up", "down"]
+    assert "refused" in found["endpoints"][2]["reason"].lower()
+    assert found["families"][0]["endpoints"] == 2
+    assert found["families"][0]["rows"] is True
+    assert none.returncode == 2
+    assert "rejects the key" in none.stdout
+
+
+# ---- serve ------------------------------
+
+
+@contextlib.contextmanager
+def served(*words: str, **extra: str):
+    """``swarmkit serve`` until the end of the block; gives its URL and what it tells about its key."""
+    command = [sys.executable, "-m", "swarmkit", "serve", "--engine", "echo", "--port", "0", *words]
+    child = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(**extra)
+    )
+    try:
+        assert child.stdout
+        assert child.stderr
+        first = child.stdout.readline()
+        url = re.search(r"http://\S+", first)
+        assert url, first + child.stderr.read()
+        yield url[0], child.stderr.readline()
+    finally:
+        child.send_signal(signal.SIGINT)
+        rest = "".join(child.communicate(timeout=10))
+    assert child.returncode == 0
+    assert "Traceback" not in rest
+    assert KEY not in rest
+
+
+def test_serve_makes_an_endpoint_that_the_other_commands_use(genes, tmp_path):
+    with served("--model", "parrot", "--fault", "bad_row:marker=recA") as (url, key):
+        load = re.search(r'export (\w+)="\$\(cat (\S+)\)"', key)
+        assert load
+        file = Path(load[2])
+        assert stat.S_IMODE(file.stat().st_mode) == 0o600
+        assert file.read_text() not in key
+        env = environment(**{load[1]: file.read_text()})
+        where = ["--url", url, "--api-key-env", load[1]]
+        out = tmp_path / "out.csv"
+        done = run("scatter", genes, "--prompt", ASK, "-o", out, "--details", *where, env=env)
+        assert done.returncode == 1
+        assert table(out)["response"].tolist().count("") == 1
+        assert "parrot" in run("probe", *where, env=env).stdout
+        taken = run("serve", "--engine", "echo", "--port", url.rpartition(":")[2])
+        assert taken.returncode == 2
+        assert "--port 0" in taken.stderr
+    assert not file.exists()
+
+
+def test_serve_takes_its_key_from_the_environment():
+    with served("--option", "addresses=2", SWARMKIT_LOCAL_KEY=KEY) as (_, key):
+        assert key == "its key: the value of $SWARMKIT_LOCAL_KEY\n"
+
+
+def test_serve_refuses_what_it_does_not_know():
+    done = run("serve", "--engine", "echo", "--fault", "gremlins")
+    assert done.returncode == 2
+    assert "http_500" in done.stderr
+
+
+# ---- demo ------------------------------
+
+
+def test_the_demo_goes_all_the_way():
+    done = run("demo", "--engine", "echo", "--limit", "12", env=environment(COLUMNS="80"))
+    assert done.returncode == 0, done.stderr
+    for expected in (
+        "capital of France?",
+        "12 answered, 0 failed, of 12",
+        "tree_reduce",
+        "no model",
+        "df.swarm.scatter",
+    ):
+        assert expected in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 80
