@@ -89,6 +89,8 @@ class Dispatch:
         Hear the run's events.
     token_ids : bool
         Whether tokens are to be counted a row where the reply is not streamed.
+    quiet_s : float
+        Seconds without a byte after which an endpoint is asked whether it is still there.
     """
 
     def __init__(
@@ -103,6 +105,7 @@ class Dispatch:
         sizing: Sizing,
         listeners: Sequence[Listener] = (),
         token_ids: bool = False,
+        quiet_s: float = 10.0,
     ) -> None:
         self._transport = transport
         self._endpoints = endpoints
@@ -114,6 +117,9 @@ class Dispatch:
         self._sizing = sizing
         self._listeners = listeners
         self._token_ids = token_ids
+        self._quiet_s = quiet_s
+        self._heard: dict[int, tuple[int, float]] = {}  # ticket: endpoint, and when its last byte came
+        self._lost: dict[int, Failure] = {}  # tickets given up by the watch
         self._indexes = {e.name: i for i, e in enumerate(endpoints)}
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._timers: set[asyncio.TimerHandle] = set()
@@ -127,6 +133,7 @@ class Dispatch:
         Cancelling it drops all connections, so servers abort what they were doing; what had finished stays in
         the columns.
         """
+        watch = asyncio.get_running_loop().create_task(self._watch())
         try:
             self._do(self._scheduler.start(time.monotonic()))
             failure = await self._over
@@ -135,9 +142,10 @@ class Dispatch:
         finally:
             for timer in self._timers:
                 timer.cancel()
-            for task in self._tasks.values():
+            tasks = [watch, *self._tasks.values()]
+            for task in tasks:
                 task.cancel()
-            await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _let_close(self) -> None:
         """Streams whose rows have all come get a moment for their closing words: the connections stay usable."""
@@ -186,6 +194,37 @@ class Dispatch:
         if not task.cancelled() and (bug := task.exception()) is not None and not self._over.done():
             self._over.set_exception(bug)  # not a fault of an endpoint: let it be seen
 
+    # ---- silence ------------------------------
+
+    async def _watch(self) -> None:
+        """Look after endpoints that owe an answer and say nothing."""
+        checks: dict[int, asyncio.Task[None]] = {}
+        try:
+            while True:
+                await asyncio.sleep(self._quiet_s / 2)
+                since = time.monotonic() - self._quiet_s
+                for index in {index for index, heard in self._heard.values() if heard < since}:
+                    if index not in checks or checks[index].done():
+                        checks[index] = asyncio.get_running_loop().create_task(self._check(index))
+        finally:
+            for check in checks.values():
+                check.cancel()
+
+    async def _check(self, index: int) -> None:
+        """Knock on a silent endpoint's door. Nobody home: its requests are lost, whatever their timeout is. A slow
+        answer, or any answer at all, means that it is busy."""
+        endpoint = self._endpoints[index]
+        try:
+            await self._transport.get(endpoint, "/health", timeout=self._quiet_s)
+        except EndpointError as exc:
+            if exc.failure.kind not in (FailureKind.CONNECT, FailureKind.SERVER):
+                return
+            why = f"silent for {self._quiet_s:g} s, and its /health says: {exc.failure.describe()}"
+            for ticket, (asked, heard) in list(self._heard.items()):
+                if asked == index and heard < time.monotonic() - self._quiet_s:
+                    self._lost[ticket] = Failure(FailureKind.DISCONNECT, why, endpoint.name)
+                    self._tasks[ticket].cancel()
+
     # ---- one request ------------------------------
 
     async def _request(self, batch: Batch) -> None:
@@ -193,14 +232,21 @@ class Dispatch:
         sent = time.monotonic()
         self._emit(RequestSent(batch.ticket, batch.endpoint, batch.rows, sent))
         failure: Failure | None = None
+        self._heard[batch.ticket] = (batch.endpoint, sent)
         try:
             failure = await self._ask_endpoint(batch, endpoint, sent)
+        except asyncio.CancelledError:
+            if batch.ticket not in self._lost:
+                raise
+            failure = self._lost.pop(batch.ticket)
         except EndpointError as exc:
             failure = exc.failure
         except StreamFailed as exc:
             failure = Failure(exc.failure.kind, exc.failure.message, endpoint.name, exc.failure.status)
         except Malformed as exc:
             failure = Failure(FailureKind.MALFORMED, str(exc), endpoint.name)
+        finally:
+            del self._heard[batch.ticket]
         now = time.monotonic()
         event = sched.Failed(batch.ticket, failure) if failure else sched.Ended(batch.ticket)
         instructions = self._scheduler.handle(event, now)
@@ -230,6 +276,7 @@ class Dispatch:
         missing = len(texts)
         async with contextlib.aclosing(self._transport.stream(endpoint, path, body)) as stream:
             async for data in stream:
+                self._heard[batch.ticket] = (batch.endpoint, time.monotonic())
                 if replies := rows.feed(data):
                     missing -= len(replies) // n
                     self._deliver(batch, replies, sent)

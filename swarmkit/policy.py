@@ -105,6 +105,9 @@ class RetryPolicy:
         Part of each pause that is random, 0 to 1, so that a fleet does not come back in step.
     max_busy : int, default 12
         "Queue full" answers in a row after which an endpoint is treated as faulty.
+    quiet_s : float, default 10
+        Seconds without a byte after which an endpoint is asked whether it is still there. A vLLM told to stop
+        leaves its clients' connections open and silent while it refuses new ones.
 
     Raises
     ------
@@ -119,13 +122,14 @@ class RetryPolicy:
     cap_s: float = 30.0
     jitter: float = 0.5
     max_busy: int = 12
+    quiet_s: float = 10.0
 
     def __post_init__(self) -> None:
         for name in ("max_attempts", "breaker_threshold", "max_opens", "max_busy"):
             if getattr(self, name) < 1:
                 raise SettingError(f"RetryPolicy({name}={getattr(self, name)!r}): must be 1 or more")
-        if not 0 <= self.jitter <= 1 or self.base_s <= 0 or self.cap_s < self.base_s:
-            raise SettingError("RetryPolicy: needs 0 <= jitter <= 1 and 0 < base_s <= cap_s")
+        if not 0 <= self.jitter <= 1 or self.base_s <= 0 or self.cap_s < self.base_s or self.quiet_s <= 0:
+            raise SettingError("RetryPolicy: needs 0 <= jitter <= 1, 0 < base_s <= cap_s and quiet_s > 0")
 
 
 def backoff_s(attempt: int, retry: RetryPolicy, draw: float) -> float:

@@ -309,7 +309,17 @@ class AgentPool:
         scheduler = self._scheduler(prompts, rows, sizing, single)
         listeners = [stats, *listeners]
         dispatch = Dispatch(
-            transport, self._endpoints, ways, ask, prompts.texts, columns, scheduler, sizing, listeners, ask.details
+            transport,
+            self._endpoints,
+            ways,
+            ask,
+            prompts.texts,
+            columns,
+            scheduler,
+            sizing,
+            listeners,
+            ask.details,
+            self._retry.quiet_s,
         )
         names, routes = [e.name for e in self._endpoints], [w.describe() for w in ways]
         started = RunStarted(len(prompts.texts), len(rows), names, routes, time.monotonic())
