@@ -1,6 +1,8 @@
 """The promises about requests and time, over real sockets."""
 
 import re
+import socket
+import threading
 import time
 import urllib.request
 
@@ -51,3 +53,42 @@ def test_the_prompts_of_a_slow_endpoint_are_stolen():
     assert 0 < slow_ones < 600, "a tenth of the speed is far less than a fifth of the rows"
     # Four healthy ones would need 5/4 of what five do.
     assert taken["one slow"] <= 1.3 * 1.25 * taken["even"]
+
+
+class _GoesSilent(threading.Thread):
+    """A server told to stop, as vLLM does it: its listening socket is gone, its clients' connections hang."""
+
+    def __init__(self):
+        super().__init__(daemon=True)
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self.listener.getsockname()[1]
+        self.asked = []
+        self.over = threading.Event()
+
+    def run(self):
+        connection, _ = self.listener.accept()
+        self.asked.append(connection.recv(65536))
+        self.listener.close()
+        self.over.wait(30)
+        connection.close()
+
+
+def test_an_endpoint_that_goes_silent_for_good_is_given_up_long_before_its_timeout():
+    silent = _GoesSilent()
+    silent.start()
+    df = pd.DataFrame({"i": range(10)})
+    with sk.local(1, engine="echo") as swarm:
+        (good,) = swarm.endpoints
+        model = swarm.model
+        pool = sk.VLLMPool([good, ("127.0.0.1", silent.port)], model=model, retry=sk.RetryPolicy(quiet_s=0.5))
+        began = time.monotonic()
+        answers = df.swarm.scatter("n {i}", pool=pool, mode="single", chat=None, details=True)
+        taken = time.monotonic() - began
+        with pool:
+            pass
+    silent.over.set()
+    silent.join()
+    assert answers["response"].notna().all()
+    assert silent.asked
+    assert taken < 20, "the timeout is 300 s"
+    assert (answers["response_attempts"] > 1).any()
