@@ -65,7 +65,8 @@ def demo(n: int = 2, engine: Literal["auto", "openvino", "echo"] = "auto", limit
     from .local import local
     from .run import last_run
 
-    _step(f"Starting {n} endpoint{'s' * (n != 1)} on this machine (the first time, the model is fetched: 93 MB)")
+    fetching = "" if engine == "echo" else " (the first time, the model is fetched: 93 MB)"
+    _step(f"Starting {n} endpoint{'s' * (n != 1)} on this machine{fetching}")
     began = time.monotonic()
     with local(n, engine=engine) as swarm:
         connect(swarm)
@@ -140,7 +141,7 @@ def _note(text: str) -> None:
 
 def _cost(stats: RunStats) -> None:
     for label, value in stats.summary():
-        print(textwrap.fill(value, _width(), initial_indent=f"   {label:<10}", subsequent_indent=" " * 13))
+        print(textwrap.fill(value, _width(), initial_indent=f"   {label:<11}", subsequent_indent=" " * 14))
 
 
 def _show(frame: pd.DataFrame, columns: list[str]) -> None:
