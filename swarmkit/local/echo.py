@@ -74,12 +74,11 @@ def tokenize(text: str) -> list[int]:
         if part in _SPECIAL_IDS:
             ids.append(_SPECIAL_IDS[part])
         else:
-            ids += _ids(part)
+            ids += _ids(part, _width(part))
     return ids
 
 
-def _ids(text: str) -> list[int]:
-    width = _width(text)
+def _ids(text: str, width: int) -> list[int]:
     return [_id(text[i : i + width], width) for i in range(0, len(text), width)]
 
 
@@ -307,7 +306,7 @@ class EchoEngine:
             if hits:
                 at, reason = min(hits)
                 shown, finish, n_tokens = text[:at], "stop", -(-(at + len(reason)) // width)
-        ids = [*_ids(text), _EOS][:n_tokens] if sampling.want_ids else None
+        ids = [*_ids(text, width), _EOS][:n_tokens] if sampling.want_ids else None
         return Increment(index, shown, range(width, width * n_tokens + 1, width), ids, finish, reason)
 
     def _admit(self, slots: _Slots) -> None:
