@@ -42,7 +42,7 @@ def run(*words: object, env: dict[str, str] | None = None) -> subprocess.Complet
     """Run ``swarmkit WORDS``, and see to it that nothing a person or a log sees has the key or a traceback."""
     done = subprocess.run(
         [sys.executable, "-m", "swarmkit", *map(str, words)],
-        stdin=subprocess.DEVNULL, capture_output=True, encoding="utf-8", timeout=60, env=env or environment(),
+        stdin=subprocess.DEVNULL, capture_output=True, encoding="utf-8", timeout=90, env=env or environment(),
     )  # fmt: skip
     assert KEY not in done.stdout + done.stderr
     assert "Traceback" not in done.stderr
@@ -282,7 +282,7 @@ def test_an_interrupt_keeps_finished_rows_and_says_how_to_go_on(number, host, tm
         while generated(slow) < 200 and time.monotonic() < deadline:  # a hundred rows
             time.sleep(0.05)
         child.send_signal(number)
-        _, told = child.communicate(timeout=20)
+        _, told = child.communicate(timeout=30)
     assert child.returncode == 130
     assert "interrupted" in told
     assert f"swarmkit scatter {out} --only-missing -o {out}" in told
@@ -367,7 +367,7 @@ def served(*words: str, **extra: str):
         yield url[0], child.stderr.readline()
     finally:
         child.send_signal(signal.SIGINT)
-        rest = "".join(child.communicate(timeout=10))
+        rest = "".join(child.communicate(timeout=30))
     assert child.returncode == 0
     assert "Traceback" not in rest
     assert KEY not in rest
@@ -386,7 +386,7 @@ def test_serve_makes_an_endpoint_that_the_other_commands_use(genes, tmp_path):
         done = run("scatter", genes, "--prompt", ASK, "-o", out, "--details", *where, env=env)
         assert done.returncode == 1
         assert table(out)["response"].tolist().count("") == 1
-        assert "parrot" in run("probe", *where, env=env).stdout
+        assert "parrot" in run("probe", "--timeout", 30, *where, env=env).stdout
         taken = run("serve", "--engine", "echo", "--port", url.rpartition(":")[2])
         assert taken.returncode == 2
         assert "--port 0" in taken.stderr
