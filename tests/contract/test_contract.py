@@ -35,7 +35,7 @@ VARIED = [
     "Summarise: " + "The lac operon is controlled by a repressor. " * 20,
     "🧬🧬 ∂x/∂t",
 ]
-LONGER_AND_LONGER = [f"Tell me about the gene {'lac' * i}." for i in range(1, 7)]
+LONGER_AND_LONGER = [f"{'lac' * i}: what does this gene do?" for i in range(1, 7)]
 
 
 def frame(texts: list[str]) -> pd.DataFrame:
@@ -43,7 +43,7 @@ def frame(texts: list[str]) -> pd.DataFrame:
 
 
 def ask(target: Target, texts: list[str], **options: Any) -> pd.DataFrame:
-    options = {"temperature": 0, "max_tokens": 8, "details": True, "pool": target.pool, **options}
+    options = {"temperature": 0, "max_tokens": 6, "details": True, "pool": target.pool, **options}
     answers = sk.scatter(frame(texts), "prompt", **options)
     assert answers["response_error"].isna().all(), answers["response_error"].dropna().to_list()
     return answers
@@ -87,9 +87,10 @@ def test_rows_come_before_their_request_is_over(target: Target) -> None:
 
 @pytest.mark.parametrize("system", [None, "You are a botanist. Answer in one word."])
 def test_batch_and_single_give_the_same_text(target: Target, system: str | None) -> None:
-    batch = ask(target, VARIED, mode="batch", system=system)
+    texts = VARIED[:4] if system else VARIED
+    batch = ask(target, texts, mode="batch", system=system)
     assert next(iter(sk.last_run().stats.routes)).startswith("completions")
-    single = ask(target, VARIED, mode="single", system=system)
+    single = ask(target, texts, mode="single", system=system)
     assert next(iter(sk.last_run().stats.routes)).startswith("chat")
     same = ["response_prompt_tokens", "response", "response_finish_reason"]
     pd.testing.assert_frame_equal(batch[same], single[same])
@@ -184,7 +185,7 @@ def test_more_prompts_than_one_request_may_hold(target: Target) -> None:
 
 @pytest.mark.parametrize("delivery", ["rows", "batch"])
 def test_samples_land_on_their_row(target: Target, delivery: str) -> None:
-    answers = ask(target, LONGER_AND_LONGER, n=3, temperature=1.0, delivery=delivery, max_tokens=12)
+    answers = ask(target, LONGER_AND_LONGER, n=3, temperature=1.0, delivery=delivery)
     assert answers.index.to_list() == [i for i in range(6) for _ in range(3)]
     assert answers["response_sample"].to_list() == [0, 1, 2] * 6
     # The prompts differ in length, so the counts tell whose answer it is.
@@ -196,10 +197,10 @@ def test_samples_land_on_their_row(target: Target, delivery: str) -> None:
 @pytest.mark.parametrize("delivery", ["rows", "batch"])
 def test_stop_sequences_are_not_in_the_text(target: Target, delivery: str) -> None:
     texts = ["Name three animals, please."]
-    whole = ask(target, texts, max_tokens=16, delivery=delivery)["response"][0]
+    whole = ask(target, texts, max_tokens=12, delivery=delivery)["response"][0]
     stop = whole[len(whole) // 2 :][:3]
     assert stop.strip(), whole
-    cut = ask(target, texts, max_tokens=16, delivery=delivery, stop=[stop])
+    cut = ask(target, texts, max_tokens=12, delivery=delivery, stop=[stop])
     assert cut["response"][0] == whole[: whole.index(stop)]
     assert cut["response_finish_reason"][0] == "stop"
 
