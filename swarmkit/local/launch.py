@@ -9,7 +9,7 @@ import importlib.util
 import json
 import os
 import secrets
-import select
+import selectors
 import subprocess
 import sys
 import tempfile
@@ -78,7 +78,9 @@ class _Process:
     def report(self, deadline: float) -> dict[str, Any]:
         """Wait for the line that says it serves, and on which ports."""
         assert self.popen.stdout is not None
-        ready, _, _ = select.select([self.popen.stdout], [], [], max(0.0, deadline - time.monotonic()))
+        with selectors.DefaultSelector() as selector:  # select() itself ends at file number 1024
+            selector.register(self.popen.stdout, selectors.EVENT_READ)
+            ready = selector.select(max(0.0, deadline - time.monotonic()))
         line = self.popen.stdout.readline() if ready else b""
         if line:
             return dict(json.loads(line))
@@ -301,6 +303,8 @@ def configure(
     name = _choose(engine)
     engine_options, server_options = _split(name, options)
     if name == "openvino":
+        if not importlib.util.find_spec("openvino_genai"):
+            raise ImportError('the openvino engine needs openvino-genai: pip install "swarmkit-frames[local]"')
         from .model import model_file
 
         engine_options = {"threads": max(1, _cores() // n), **engine_options, "model": str(model_file(model))}

@@ -69,7 +69,9 @@ def bind(addresses: Sequence[str], port: int = 0) -> list[socket.socket]:
                 sockets.append(_socket(address, wanted))
             except OSError as error:
                 if port or error.errno != errno.EADDRINUSE:
-                    raise OSError(error.errno, f"cannot listen on {address} port {wanted}: {error}") from error
+                    hint = "; only Linux has all of 127.0.0.0/8" if error.errno == errno.EADDRNOTAVAIL else ""
+                    message = f"cannot listen on {address} port {wanted}: {error.strerror}{hint}"
+                    raise OSError(error.errno, message) from error
                 sockets.append(_socket(address, 0))
     except OSError:
         for sock in sockets:

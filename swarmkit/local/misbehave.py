@@ -40,7 +40,7 @@ _BAD_ROW = (
     "tokens, which exceeds this limit even without any output tokens. Please reduce the length of the input "
     "prompt."
 )
-_transports: dict[tuple[Any, Any], asyncio.Transport] = {}
+_transports: dict[tuple[Any, ...], asyncio.Transport] = {}
 
 
 class TrackedProtocol(_Protocol):
@@ -49,7 +49,9 @@ class TrackedProtocol(_Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Remember the transport under the two addresses that a request's scope has."""
         assert isinstance(transport, asyncio.Transport)
-        self._key = (transport.get_extra_info("peername")[:2], transport.get_extra_info("sockname")[:2])
+        # A connection that was reset while it waited to be accepted has no peer any more.
+        ends = (transport.get_extra_info(name) or () for name in ("peername", "sockname"))
+        self._key = tuple(tuple(end[:2]) for end in ends)
         _transports[self._key] = transport
         super().connection_made(transport)
 
@@ -60,7 +62,7 @@ class TrackedProtocol(_Protocol):
 
 
 def _transport(scope: Scope) -> asyncio.Transport | None:
-    return _transports.get((tuple(scope["client"]), tuple(scope["server"])))
+    return _transports.get((tuple(scope["client"] or ()), tuple(scope["server"])))
 
 
 def hang_up(scope: Scope) -> None:
