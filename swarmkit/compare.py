@@ -2,15 +2,16 @@
 
 What makes it honest: a sample of the user's rows, a warm-up that is not counted, modes in alternation (so that a
 machine that slows down slows all of them), several repeats, a ``cache_salt`` a repeat (so that no mode is
-helped by what another left in the servers' prefix caches), and no word of a speed-up where the repeats of two
-modes overlap.
+helped by what another left in the servers' prefix caches), and no word of a speed-up within the noise: the ranges
+of two modes' repeats must be apart, by half the wider of them where there are fewer than five (the ranges of three
+equal draws each are apart one time in ten, and so far apart one in forty), and their medians by 5%. With fewer
+than three repeats nothing is said.
 """
 
 from __future__ import annotations
 
 import html
 import math
-import statistics
 import time
 import uuid
 from collections.abc import Sequence
@@ -35,6 +36,8 @@ __all__ = ["Comparison", "compare"]
 
 Mode = Literal["batch", "single"]
 _WARM_UP_ROWS = 8
+_FEWEST_REPEATS = 3  # below, modes that are equal look different too often
+_LEAST_GAIN = 1.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,20 +59,21 @@ class Comparison:
         A row per mode (and batch size): ``mode``, ``batch_size`` (rows a request, at most), ``time_s`` (median over
         the repeats, seconds), ``time_s_min``, ``time_s_max``, ``prompts_per_s``, ``tokens_per_s`` (generated; at
         the median time), ``requests``, ``completion_rate`` (rows answered, 0 to 1), ``client_cpu_s`` (seconds of
-        this process, median), ``speed_up`` (over single requests, or over the first row without them; missing
-        where the difference is within the noise).
+        this process, median), ``speed_up`` (of ``prompts_per_s``, over single requests, or over the first row
+        without them; missing where the difference is within the noise, or there are too few repeats to tell).
     runs : pandas.DataFrame
         A row per repeat: ``mode, batch_size, repeat, time_s, prompts_per_s, tokens_per_s, requests, answered,
         client_cpu_s``.
     differing : pandas.DataFrame
-        The sampled rows whose text is not the same in all modes (first repeat of each), a column per mode.
+        The sampled rows whose text is not the same in all modes that answered them (first repeat of each), a
+        column per mode.
     """
 
     def __init__(self, runs: pd.DataFrame, texts: pd.DataFrame, sample: int) -> None:
         self.runs = runs
         self.sample = sample
         self.frame = _summary(runs, sample)
-        agree = texts.nunique(axis=1, dropna=False) <= 1
+        agree = texts.nunique(axis=1) <= 1  # a row that failed is no other text: the completion rate has it
         self.differing = texts[~agree]
 
     def verdict(self) -> str:
@@ -77,15 +81,16 @@ class Comparison:
         rows = self.frame.to_dict("records")
         base = next((r for r in rows if r["mode"] == "single"), rows[0])
         against = _name(base["mode"], base["batch_size"])
+        few = self.runs.groupby(["mode", "batch_size"]).size().min() < _FEWEST_REPEATS
+        unknown = (
+            f"too few repeats to compare it with {against}" if few else f"no difference to {against} beyond the noise"
+        )
         said = []
         for row in rows:
-            name = _name(row["mode"], row["batch_size"])
+            name, gain = _name(row["mode"], row["batch_size"]), row["speed_up"]
             if name != against:
-                noise = pd.isna(row["speed_up"])
-                gain = f"no difference to {against} beyond the noise"
-                said.append(
-                    f"{name}: " + (gain if noise else f"{row['speed_up']:.2f} times the throughput of {against}")
-                )
+                known = f"{gain:.2f} times the throughput of {against}"
+                said.append(f"{name}: {unknown if pd.isna(gain) else known}")
         if len(self.differing):
             said.append(f"{len(self.differing)} of {self.sample} texts differ between the modes (see .differing)")
         return "; ".join(said) or "one mode only: nothing to compare"
@@ -129,7 +134,7 @@ def compare(
     sample : int, default 256
         Rows to measure on, drawn once (always the same ones): nobody pays for the whole frame many times.
     repeats : int, default 3
-        Measured runs of each mode, in alternation.
+        Measured runs of each mode, in alternation. With one or two, no speed-up is named.
     **options
         As for ``scatter``; ``mode`` is set by ``modes``.
 
@@ -161,10 +166,10 @@ def compare(
     if not any(t is not None for t in prompts.texts):
         raise SettingError("there is no row to compare on: the frame is empty, or no prompt could be made")
     call = read_options(options)
-    variants = list(_variants(call, modes, batch_sizes))
     texts: dict[str, list[str | None]] = {}
     runs = []
     try:
+        variants = _variants(call, modes, batch_sizes)
         for variant in variants:
             _run(variant, Prompts(prompts.texts[:_WARM_UP_ROWS]), "warm-up")
         for repeat in range(repeats):
@@ -222,14 +227,12 @@ def _summary(runs: pd.DataFrame, sample: int) -> pd.DataFrame:
     groups = list(runs.groupby(["mode", "batch_size"], sort=False))
     base = next((part for (mode, _), part in groups if mode == "single"), groups[0][1])
     for (mode, size), part in groups:
-        times, time_s = part["time_s"], statistics.median(part["time_s"])
-        apart = times.max() < base["time_s"].min() or times.min() > base["time_s"].max()
-        known = apart and len(part) > 1  # one repeat says nothing about the noise
+        times = part["time_s"]
         rows.append(
             {
                 "mode": mode,
                 "batch_size": size,
-                "time_s": time_s,
+                "time_s": times.median(),
                 "time_s_min": times.min(),
                 "time_s_max": times.max(),
                 "prompts_per_s": part["prompts_per_s"].median(),
@@ -237,10 +240,21 @@ def _summary(runs: pd.DataFrame, sample: int) -> pd.DataFrame:
                 "requests": int(part["requests"].median()),
                 "completion_rate": part["answered"].mean() / sample,
                 "client_cpu_s": part["client_cpu_s"].median(),
-                "speed_up": 1.0 if part is base else statistics.median(base["time_s"]) / time_s if known else math.nan,
+                "speed_up": 1.0 if part is base else _speed_up(part["prompts_per_s"], base["prompts_per_s"]),
             }
         )
     return pd.DataFrame(rows)
+
+
+def _speed_up(speeds: pd.Series, base: pd.Series) -> float:
+    """How many times as fast, by the medians; NaN within the noise."""
+    if len(speeds) < _FEWEST_REPEATS or not (speeds > 0).all() or not (base > 0).all():
+        return math.nan
+    gain = float(speeds.median() / base.median())
+    gap = max(speeds.min() / base.max(), base.min() / speeds.max())
+    wider = max(speeds.max() / speeds.min(), base.max() / base.min())
+    apart = gap > (wider**0.5 if len(speeds) < 5 else 1.0)
+    return gain if apart and max(gain, 1 / gain) >= _LEAST_GAIN else math.nan
 
 
 def _name(mode: str, batch_size: int) -> str:

@@ -237,7 +237,7 @@ def latency(frame: pd.DataFrame, column: str | None = None, ax: Axes | None = No
         ax.set_xlim(0, float(times.max()) * 1.04 or 1.0)
     ax.set_ylim(0, 1.02)
     _finish(ax, "Latency of the rows", "seconds from request to answer", "share of the rows", grid="both")
-    ax.legend(loc="lower right", fontsize=9, framealpha=0.9)
+    ax.legend(loc="lower right", fontsize=9, framealpha=0.9, labelcolor=_ink(ax))
     return ax
 
 
@@ -414,7 +414,10 @@ def tree(trace: pd.DataFrame, ax: Axes | None = None) -> Axes:
         if rows.any():
             area = np.minimum(size[rows], largest)
             label = f"{name} ({int(rows.sum()):,})"
-            ax.scatter(place[rows], level[rows], area, colour, marker=marker, ec="white", lw=0.5, label=label, zorder=2)
+            seam = 0 if thin else 0.5
+            ax.scatter(
+                place[rows], level[rows], area, colour, marker=marker, ec="white", lw=seam, label=label, zorder=2
+            )
     for node in nodes.index[(level > 0) & ~failed & (crowd <= 30)]:
         at: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 9 if crowd[node] <= 22 else 7}
         ax.text(place[node], level[node], str(nodes["n_leaves"][node]), color="white", weight="bold", **at)
@@ -451,11 +454,11 @@ def _blank(width: float, height: float, count: int = 1) -> list[Axes]:
     axes: list[Axes] = list(figure.subplots(1, count, squeeze=False)[0])
     for ax in axes:
         ax.set_facecolor("white")
-        ax.tick_params(colors=_INK, labelsize=10)
+        ax.tick_params(which="both", colors=_INK, labelsize=10)
         for spine in ax.spines.values():
             spine.set_color(_INK)
-        for text in (ax.xaxis.label, ax.yaxis.label, ax._left_title):  # type: ignore[attr-defined] # the only way to it
-            text.set_color(_INK)
+        ax.xaxis.label.set_color(_INK)
+        ax.yaxis.label.set_color(_INK)
     return axes
 
 
@@ -465,7 +468,7 @@ def _ink(ax: Axes) -> Any:
 
 
 def _finish(ax: Axes, title: str, x: str, y: str, grid: Any = "y", legend: bool = False) -> None:
-    ax.set_title(title, loc="left", fontsize=11, weight="bold")
+    ax.set_title(title, loc="left", fontsize=11, weight="bold", color=_ink(ax))
     ax.set_xlabel(x)
     ax.set_ylabel(y)
     ax.grid(axis=grid, color=_PALE, lw=0.7)
