@@ -169,6 +169,9 @@ class Dispatch:
                     self._emit(RowFailed(row, failure, time.monotonic()))
                 case sched.Drop(ticket):
                     self._tasks[ticket].cancel()
+                    if ticket in self._heard:
+                        index, now = self._heard[ticket][0], time.monotonic()
+                        self._emit(RequestEnded(ticket, index, None, self._scheduler.alive, now, dropped=True))
                 case sched.Wake(at):
                     self._wake(at)
                 case sched.Stop(failure):

@@ -73,13 +73,14 @@ class RowsDone:
 
 @dataclass(frozen=True, slots=True)
 class RequestEnded:
-    """A request is over, with a failure or None."""
+    """A request is over, with a failure or None; ``dropped`` when nobody needed its rows any more."""
 
     ticket: int
     endpoint: int
     failure: Failure | None
     alive: int
     at_s: float
+    dropped: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -129,6 +129,10 @@ class Fleet(list[Endpoint]):
         if busy > 0 and e.done:
             self._set_rate(e, e.done / busy)
 
+    def excused(self, index: int) -> None:
+        """A row that an endpoint holds has been answered by another."""
+        self[index].held -= 1
+
     def landed(self, index: int, unfinished: int, now: float) -> None:
         """A request is over, with so many rows unfinished."""
         e = self[index]

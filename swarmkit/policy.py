@@ -6,7 +6,7 @@ The fate of a row, by what was seen (``REACTIONS``):
 kind            what happens to the request's unfinished rows                    blamed  attempt
 ==============  ===============================================================  ======  ========
 STALE           same endpoint, at once                                           no      no
-CONNECT         another endpoint                                                 yes     yes
+CONNECT         another endpoint (no server has seen the rows)                   yes     no
 DISCONNECT      another endpoint, as the same batch                              yes     yes
 SERVER          another endpoint, as the same batch                              yes     yes
 HANG            another endpoint                                                 yes     yes
@@ -214,7 +214,7 @@ class Reaction:
 
 REACTIONS: dict[FailureKind, Reaction] = {
     FailureKind.STALE: Reaction("same"),
-    FailureKind.CONNECT: Reaction("elsewhere", blamed=True, attempt=True, trips=True),
+    FailureKind.CONNECT: Reaction("elsewhere", blamed=True, trips=True),
     FailureKind.DISCONNECT: Reaction("elsewhere", blamed=True, attempt=True),
     FailureKind.SERVER: Reaction("elsewhere", blamed=True, attempt=True),
     FailureKind.HANG: Reaction("elsewhere", blamed=True, attempt=True, trips=True),

@@ -336,6 +336,7 @@ class AgentPool:
             stats.retries += scheduler.counts.retries
             stats.halvings += scheduler.counts.halvings
             stats.steals += scheduler.counts.steals
+            stats.reissues += scheduler.counts.copies
             for listener in listeners:
                 listener(RunEnded(failure, cancelled, time.monotonic()))
         return failure
@@ -362,6 +363,7 @@ class AgentPool:
             concurrency=self._limit(in_flight),
             tight=tight,
             resting=slow,
+            hedge=self._batch.hedge,
         )
 
     def _status(self, endpoint: AgentEndpoint) -> str:

@@ -8,6 +8,9 @@ The rules, in the order an endpoint looking for work applies them:
 1. Rows that failed elsewhere go first, never to the endpoint that failed them while another one is ready.
 2. Then its own home queue, a batch at a time.
 3. When that is dry, it steals from the end of the longest queue, in ever smaller bites.
+4. When nothing is unsent, it copies rows that a straggler has held for several times what the run's rows usually
+   take: one copy a row, a bounded share of all rows; the first answer wins, and a request is dropped when nobody
+   needs any of its rows.
 
 ``fleet.py`` says how much an endpoint may hold, and whether it is well enough to be sent anything.
 """
@@ -110,6 +113,12 @@ class Stop:
 Instruction = Send | Settle | Drop | Wake | Stop
 
 
+_PATIENCE = 3.0  # a row out for so many times what rows usually take is held up
+_LEAST_PATIENCE_S = 0.5  # quicker than this nobody waits
+_COPIED_SHARE = 10  # one row in ten may be copied, at most
+_FEW = 10  # or so many, in short runs; and so many must have come before anything is called usual
+
+
 @dataclass(frozen=True, slots=True)
 class _Parcel:
     """Rows that failed somewhere and travel on together, with what must be remembered of them."""
@@ -125,6 +134,7 @@ class _Parcel:
 class _Flight:
     batch: Batch
     unfinished: set[int]
+    sent_at: float
     parcel: _Parcel | None
     same_again: bool
 
@@ -137,6 +147,7 @@ class Counts:
     halvings: int = 0
     retries: int = 0
     quarantined: int = 0
+    copies: int = 0
 
 
 class Scheduler:
@@ -160,6 +171,8 @@ class Scheduler:
         Budgets of the rows that may not share a request with others (``batches.home_queues``).
     resting : iterable of int
         Endpoints that begin with an open breaker: they did not answer in time when they were last asked.
+    hedge : bool
+        Whether stragglers' rows are copied at the end of a run.
 
     Examples
     --------
@@ -184,6 +197,7 @@ class Scheduler:
         concurrency: int | None = None,
         tight: Mapping[int, int] | None = None,
         resting: Iterable[int] = (),
+        hedge: bool = True,
     ) -> None:
         self._queues = [deque(q) for q in queues]
         self._lengths = [len(q) for q in self._queues]
@@ -204,6 +218,10 @@ class Scheduler:
         self._suspect: int | None = None  # the ticket of the suspect in flight
         self._flights: dict[int, _Flight] = {}
         self._hungry: dict[int, None] = {}  # endpoints that found nothing to do, the longest waiting first
+        self._carriers: dict[int, list[int]] = {}  # copied rows: the tickets that carry them
+        self._may_copy = max(_FEW, size // _COPIED_SHARE) if hedge else 0
+        self._look_at = math.inf  # when stragglers are looked for next
+        self._row_s = 0.0  # seconds that delivered rows took, added up
         self._tickets = 0
         self._last_failure: Failure | None = None
         self._stopped = False
@@ -247,6 +265,8 @@ class Scheduler:
             return self._out
         if isinstance(event, Tick):
             self._hungry.update(dict.fromkeys(self._fleet.rested(now)))
+            if now >= self._look_at:
+                self._copy_stragglers()
         elif (flight := self._flights.get(event.ticket)) is not None:
             match event:
                 case Delivered(_, rows):
@@ -266,6 +286,9 @@ class Scheduler:
             if not self._settled[row]:
                 self._settled[row] = 1
                 self._left -= 1
+                if row in self._carriers:
+                    self._release(row, flight.batch.ticket)
+        self._row_s += (self._now - flight.sent_at) * (held - len(flight.unfinished))
         self._fleet.delivered(flight.batch.endpoint, held - len(flight.unfinished), self._now)
         self._fill(flight.batch.endpoint)
 
@@ -287,7 +310,11 @@ class Scheduler:
         self._last_failure = failure
         if (at := self._fleet.failed(index, failure, len(flight.batch.rows), self._now)) is not None:
             self._out.append(Wake(at))
-        rows = tuple(r for r in flight.batch.rows if r in flight.unfinished and not self._settled[r])
+        rows = tuple(
+            r
+            for r in flight.batch.rows
+            if r in flight.unfinished and not self._settled[r] and not self._carried_by_another(r)
+        )
         if REACTIONS[failure.kind].attempt:
             rows = self._spend_attempts(rows, failure)
         if rows:
@@ -418,6 +445,62 @@ class Scheduler:
         self._unsent -= len(rows)
         return tuple(rows)
 
+    # ---- stragglers ------------------------------
+
+    @property
+    def _patience_s(self) -> float:
+        """Seconds after which a row counts as held up; endless until rows have shown what is usual."""
+        done = sum(e.done for e in self._fleet)
+        return max(_LEAST_PATIENCE_S, _PATIENCE * self._row_s / done) if done >= _FEW else math.inf
+
+    def _plan_a_look(self) -> None:
+        """Idle endpoints, nothing unsent, requests under way: see later whether one of these is held up."""
+        if self._look_at == math.inf and (patience := self._patience_s) < math.inf:
+            oldest = min(flight.sent_at for flight in self._flights.values())
+            self._look_at = max(self._now + patience / 16, oldest + patience)
+            self._out.append(Wake(self._look_at))
+
+    def _copy_stragglers(self) -> None:
+        """Hand the rows that have been out for too long to the idle endpoints, in even parts."""
+        self._look_at = math.inf
+        late = self._now - self._patience_s
+        held_up = (f for f in self._flights.values() if f.sent_at < late and not (f.parcel and f.parcel.deaths))
+        flights = sorted(held_up, key=lambda f: f.sent_at)  # those that may kill an engine meet no further one
+        idle = [i for i in self._hungry if self._fleet.room(i, self._left, self._now)]
+        rows = [(r, f) for f in flights for r in f.batch.rows if r in f.unfinished and r not in self._carriers]
+        rows = rows[: self._may_copy]
+        for place, index in enumerate(idle):
+            if len(self._flights) >= self._concurrency:
+                return
+            part = [(r, f) for r, f in rows[place :: len(idle)] if f.batch.endpoint != index]
+            part = part[: self._fleet.room(index, self._left, self._now)]
+            roomy = [(r, f) for r, f in part if r not in self._tight]
+            if not (part := roomy or part):
+                continue
+            for row, flight in part:
+                self._carriers[row] = [flight.batch.ticket, self._tickets]
+            self._may_copy -= len(part)
+            self.counts.copies += len(part)
+            del self._hungry[index]
+            self._send(index, tuple(r for r, _ in part), None)
+
+    def _carried_by_another(self, row: int) -> bool:
+        """Whether a copied row is still under way after one of its carriers has landed."""
+        return any(ticket in self._flights for ticket in self._carriers.get(row, ()))
+
+    def _release(self, row: int, winner: int) -> None:
+        """A copied row is won: its other carrier need not finish it, and is dropped when that was its last row."""
+        for ticket in self._carriers.pop(row):
+            other = self._flights.get(ticket)
+            if ticket == winner or other is None or row not in other.unfinished:
+                continue
+            other.unfinished.discard(row)
+            self._fleet.excused(other.batch.endpoint)
+            if not other.unfinished:
+                self._out.append(Drop(ticket))
+                self._land(other)
+                self._fill(other.batch.endpoint)
+
     def _send(self, index: int, rows: tuple[int, ...], parcel: _Parcel | None, same_again: bool = False) -> None:
         self._fleet.sent(index, len(rows), self._now)
         for row in rows:
@@ -425,7 +508,7 @@ class Scheduler:
                 self.attempts[row] += 1
         batch = Batch(self._tickets, index, rows)
         self._tickets += 1
-        self._flights[batch.ticket] = _Flight(batch, set(rows), parcel, same_again)
+        self._flights[batch.ticket] = _Flight(batch, set(rows), self._now, parcel, same_again)
         self._out.append(Send(batch))
 
     def _land(self, flight: _Flight) -> None:
@@ -437,7 +520,11 @@ class Scheduler:
 
     def _feed(self) -> None:
         """Offer work that has come up (requeued rows, freed capacity) to the endpoints that had none."""
-        if not self._hungry or not (self._unsent or self._parcels or self._quarantine):
+        if not self._hungry:
+            return
+        if not (self._unsent or self._parcels or self._quarantine):
+            if self._may_copy and self._flights:
+                self._plan_a_look()
             return
         for index in list(self._hungry):
             if len(self._flights) >= self._concurrency:

@@ -130,7 +130,8 @@ class RunStats:
             self.failed_requests += 1
             endpoint.failures += 1
             endpoint.last_failure = event.failure.describe()
-        self._note(event.ticket, event.at_s, event.failure.kind if event.failure else None)
+        kind = event.failure.kind if event.failure else None
+        self._note(event.ticket, event.at_s, "dropped" if event.dropped else kind)
 
     def _note(self, ticket: int, at_s: float, failure: str | None) -> None:
         index, rows, sent = self._open.pop(ticket)

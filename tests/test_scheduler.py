@@ -90,10 +90,30 @@ def test_the_rows_of_a_slow_endpoint_are_stolen(by_rows, endpoints):
 @pytest.mark.parametrize("seed", range(5))
 def test_mixed_fleets_finish_near_the_ideal(seed):
     rng = random.Random(seed)
-    servers = [Server(rng.uniform(0.3, 3), rng.choice([32, 64, 256])) for _ in range(20)]
+    servers = [Server(rng.uniform(0.3, 3), rng.choice([8, 64, 256])) for _ in range(20)]
     run = Virtual(servers, 100_000).run()
     assert run.time_s <= 1.3 * ideal_s(servers, 100_000)
     assert run.requests < 2 * 1000  # 1,000 full batches: bites shrink at the end only
+
+
+def test_rows_that_an_endpoint_never_answers_are_copied_and_its_connection_dropped():
+    run = Virtual([*(Server() for _ in range(9)), Server(row_s=1e9)], 20_000).run()
+    assert len(run.answered) == 20_000
+    assert run.time_s < 60
+
+
+def test_a_healthy_run_copies_nothing():
+    run = Virtual([Server() for _ in range(10)], 20_000)
+    run.run()
+    assert run.scheduler.counts.copies == 0
+
+
+def test_copies_are_bounded():
+    servers = [Server(), *(Server(row_s=1e6, dies_at=1e5) for _ in range(9))]
+    virtual = Virtual(servers, 2000)
+    run = virtual.run()
+    assert len(run.answered) == 2000
+    assert virtual.scheduler.counts.copies <= 200
 
 
 def test_a_refused_batch_is_halved_until_the_bad_row_stands_alone():

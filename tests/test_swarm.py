@@ -18,7 +18,7 @@ def requests_served(swarm, path="/v1/completions"):
         f"{endpoint.url}/metrics?all=1", headers={"Authorization": f"Bearer {endpoint.key()}"}
     )
     text = urllib.request.urlopen(request, timeout=10).read().decode()
-    found = re.findall(r'^swarmkit:requests_total\{address="([^"]+)",.*path="([^"]+)",.*\} (\d+)', text, re.MULTILINE)
+    found = re.findall(r'^swarmkit:requests_total\{address="([^"]+)",.*path="([^"]+)".*\} (\d+)', text, re.MULTILINE)
     return {address: int(count) for address, route, count in found if route == path}
 
 
