@@ -5,11 +5,14 @@ from __future__ import annotations
 import http.client
 import json
 from collections.abc import Iterator
+from pathlib import Path
 
+import psutil
 import pytest
+from test_local_launch import gone
 from test_local_server import FRANCE, Client, eventually, joined
 
-from swarmkit.local import LocalSwarm, local
+from swarmkit.local import LocalServerError, LocalSwarm, local
 from swarmkit.local.model import model_file
 
 QUESTIONS = [FRANCE, "Write a line about rain. 😀", "Say: naïve café, 日本語"]
@@ -94,3 +97,12 @@ def test_a_dropped_connection_frees_its_sequences(client: Client) -> None:
     connection.close()
     eventually(lambda: client.metric("vllm:num_requests_running") == 0)
     assert client.chat(FRANCE, temperature=0)["choices"][0]["message"]["content"].endswith("Paris.")
+
+
+def test_one_that_fails_takes_the_others_down(tmp_path: Path) -> None:
+    model = tmp_path / "model.gguf"
+    model.write_bytes(b"not a model")
+    before = psutil.Process().children()
+    with pytest.raises(LocalServerError, match="ended before it served"):
+        local(2, engine="openvino", model=model)
+    assert all(gone(process.pid) for process in set(psutil.Process().children()) - set(before))
