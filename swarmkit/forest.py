@@ -57,6 +57,7 @@ class Forest:
 
     def start(self, call: Call) -> Run:
         """Begin to reduce, level by level."""
+
         async def ask(prompts: list[str], level: int) -> list[Response]:
             columns = Columns(len(prompts))
             listeners = call.listeners(f"tree_reduce level {level}")
@@ -95,10 +96,18 @@ class Forest:
         return max(64, room - rest)
 
     def _errors(self) -> list[tuple[object, str]]:
-        frame = self._tops("not finished")
-        labels = frame[self.keys].itertuples(index=False, name=None) if self.keys else [("all",)] * len(frame)
-        errors = frame[f"{self.out}_error"]
-        return [(key, error) for key, error in zip(labels, errors, strict=True) if isinstance(error, str)]
+        """Groups without an answer, and nodes that failed in groups that have one all the same."""
+        found: list[tuple[object, str]] = []
+        for g, (error, top) in enumerate(zip(self._tops("")[f"{self.out}_error"], self._roots(), strict=True)):
+            label = self.groups[g] or "all"
+            if top is None:
+                found.append((label, error))
+            else:
+                found += [(label, n.error) for n in self.nodes if n.group == g and n.error is not None]
+        return found
+
+    def _roots(self) -> list[Node | None]:
+        return roots(self.nodes, len(self.groups))
 
     def frame(self, unfinished: str) -> pd.DataFrame:
         """The result so far: a row per group, or per node with ``trace``."""
@@ -109,7 +118,7 @@ class Forest:
 
     def _tops(self, unfinished: str) -> pd.DataFrame:
         count = len(self.groups)
-        tops = roots(self.nodes, count)
+        tops = self._roots()
         failed: dict[int, str] = {n.group: n.error for n in self.nodes if n.error is not None}
         errors: list[str | None] = []
         for g, top in enumerate(tops):

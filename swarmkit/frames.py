@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import queue
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Literal, Unpack
 
@@ -132,9 +132,7 @@ async def ascatter(
     **options: Unpack[Options],
 ) -> pd.DataFrame:
     """``scatter`` for code that already awaits: same parameters, same result. Cancelling it stops the run."""
-    run = await _off_loop(submit, df, prompt, out=out, n=n, details=details, only_missing=only_missing, **options)
-    frame: pd.DataFrame = await run
-    return frame
+    return await _started(submit, df, prompt, out=out, n=n, details=details, only_missing=only_missing, **options)
 
 
 def iter_scatter(
@@ -189,9 +187,18 @@ def iter_scatter(
         run.cancel()
 
 
-async def _off_loop(function: Any, *args: Any, **kwargs: Any) -> Any:
-    """Call what may block (connecting, making prompts) without blocking the caller's loop."""
-    return await asyncio.to_thread(function, *args, **kwargs)
+async def _started(start: Callable[..., Run], *args: Any, **kwargs: Any) -> pd.DataFrame:
+    """Start a run off the caller's loop, since connecting and making prompts may block, and await it.
+
+    Cancelled before it has begun, it is cancelled as soon as it has.
+    """
+    starting = asyncio.ensure_future(asyncio.to_thread(start, *args, **kwargs))
+    try:
+        run = await asyncio.shield(starting)
+    except asyncio.CancelledError:
+        (await starting).cancel()
+        raise
+    return await run
 
 
 # ---- tree_reduce ------------------------------
@@ -275,9 +282,7 @@ async def atree_reduce(
 ) -> pd.DataFrame:
     """``tree_reduce`` for code that already awaits: same parameters, same result."""
     forest = Forest(df, column, prompt, by, fanin, out, trace)
-    call = await _off_loop(read_options, options, aggregation=True)
-    frame: pd.DataFrame = await forest.start(call)
-    return frame
+    return await _started(lambda: forest.start(read_options(options, aggregation=True)))
 
 
 # ---- broadcast, preview ------------------------------

@@ -53,7 +53,11 @@ ORDER = [
 ]
 MODULES = sorted(p for p in PACKAGE.rglob("*.py") if p != PACKAGE / "__init__.py")
 MAX_LINES = 400
-MAX_TOTAL = 5000
+# The library is to stay thin. What stands beside it has a bound of its own: the servers of this machine, which are
+# a product for tests and demos, and the command line.
+BESIDE = {"local": 2000, "command line": 900}
+COMMAND_LINE = {"tables", "survey", "demo", "cli", "__main__"}
+MAX_LIBRARY = 5000
 
 
 def layer(path: Path) -> str:
@@ -113,7 +117,7 @@ def test_every_module_has_its_place():
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_imports_point_up(path):
     here = ORDER.index(layer(path))
-    for module, line, at_top in imports(path):
+    for module, line, _ in imports(path):
         if module.startswith("swarmkit.") and module.split(".")[1] in ORDER:
             there = ORDER.index(module.split(".")[1])
             # The accessor brings frames in when a verb is used; whatever runs late may not make a cycle.
@@ -156,7 +160,13 @@ def test_files_stay_small(path):
 
 
 def test_the_library_stays_thin():
-    assert sum(code_lines(p) for p in MODULES) <= MAX_TOTAL
+    sums = dict.fromkeys(["library", *BESIDE], 0)
+    for path in MODULES:
+        part = "local" if layer(path) == "local" else "command line" if layer(path) in COMMAND_LINE else "library"
+        sums[part] += code_lines(path)
+    assert sums["library"] <= MAX_LIBRARY
+    for part, most in BESIDE.items():
+        assert sums[part] <= most, f"{part}: {sums[part]} lines"
 
 
 def test_exports_are_what_type_checkers_see():

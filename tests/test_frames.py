@@ -426,11 +426,13 @@ def check_forest(nodes: pd.DataFrame, tops: pd.DataFrame) -> None:
 
 def test_a_failed_node_is_counted_and_the_rest_goes_on(picky: sk.VLLMPool) -> None:
     df = pd.DataFrame({"t": ["one", "two", "POISON", "four", "five", "six", None]})
-    tree = df.swarm.tree_reduce("t", "{responses}", fanin=2)
+    with pytest.warns(sk.SwarmWarning, match="maximum context length"):
+        tree = df.swarm.tree_reduce("t", "{responses}", fanin=2)
     assert tree["response"].notna().all()
     assert tree[["n_leaves", "n_levels", "n_missing"]].to_numpy().tolist() == [[4, 2, 3]]
     assert "four" not in tree["response"][0]  # it went down with its neighbour, and is counted
-    nodes = df.swarm.tree_reduce("t", "{responses}", fanin=2, trace=True)
+    with pytest.warns(sk.SwarmWarning):
+        nodes = df.swarm.tree_reduce("t", "{responses}", fanin=2, trace=True)
     assert nodes["error"].dropna().str.contains("maximum context length").to_list() == [True]
 
 
