@@ -409,7 +409,7 @@ def tree(trace: pd.DataFrame, ax: Axes | None = None) -> Axes:
         ("failed", failed, "X", _RED, 420),
     )
     crowd = level.map(level.value_counts())  # a node's mark shrinks with the number of its neighbours
-    size = np.maximum((520 / crowd) ** 2, 3)
+    size = np.maximum((440 / crowd) ** 2, 3)
     for name, rows, marker, colour, largest in kinds:
         if rows.any():
             area = np.minimum(size[rows], largest)

@@ -1,0 +1,417 @@
+"""What a viewer of the pictures would notice."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.collections import LineCollection, PathCollection, PolyCollection
+from matplotlib.colors import same_color
+from matplotlib.container import BarContainer
+from matplotlib.figure import Figure
+
+import swarmkit as sk
+from swarmkit import plots
+
+RUNS = pd.DataFrame(
+    {
+        "mode": ["batch"] * 6 + ["single"] * 3,
+        "batch_size": [100] * 3 + [10] * 3 + [1] * 3,
+        "repeat": [0, 1, 2] * 3,
+        "prompts_per_s": [900.0, 1000, 1300, 500, 400, 450, 90, 100, 80],
+        "requests": [3] * 3 + [26] * 3 + [256] * 3,
+        "client_cpu_s": [0.02, 0.03, 0.04] + [0.1] * 3 + [0.5, 0.4, 0.6],
+    }
+)
+
+
+def requests(*rows: tuple[str, float, float, str | None]) -> pd.DataFrame:
+    frame = pd.DataFrame(rows, columns=["endpoint", "start_s", "end_s", "failure"])
+    return frame.assign(rows=10)
+
+
+def legend(ax: Axes) -> list[str]:
+    found = ax.get_legend()
+    return [text.get_text() for text in found.get_texts()] if found else []
+
+
+def bars(ax: Axes) -> dict[str, PolyCollection]:
+    """Bars of a timeline by the first word of what they are."""
+    return {str(c.get_label()).split()[0]: c for c in ax.collections if isinstance(c, PolyCollection)}
+
+
+def boxes(collection: PolyCollection) -> np.ndarray:
+    """``left, low, right, high`` of each bar."""
+    return np.array([[*path.vertices.min(axis=0), *path.vertices.max(axis=0)] for path in collection.get_paths()])
+
+
+def marks(ax: Axes) -> dict[str, np.ndarray]:
+    """Places of a tree's nodes by what they are."""
+    return {
+        str(c.get_label()).split()[0]: np.asarray(c.get_offsets())
+        for c in ax.collections
+        if isinstance(c, PathCollection)
+    }
+
+
+@pytest.fixture(scope="module")
+def answered() -> Iterator[tuple[pd.DataFrame, pd.DataFrame]]:
+    """The details and the timeline of a run with failures: one endpoint of three errs at first."""
+    faults = ["http_500:first=2,address=127.0.0.2"]
+    with (
+        sk.local(1, engine="echo", addresses=3, latency_s=0.05, faults=faults) as swarm,
+        sk.connect(swarm, batch=sk.BatchPolicy(max_size=5), retry=sk.RetryPolicy(base_s=0.01)) as pool,
+    ):
+        details = pd.DataFrame({"i": range(60)}).swarm.scatter("number {i}", pool=pool, details=True)
+        yield details, sk.last_run().stats.timeline()
+
+
+@pytest.fixture(scope="module")
+def traces() -> Iterator[dict[str, pd.DataFrame]]:
+    df = pd.DataFrame({"text": [f"leaf {i:03}" for i in range(40)], "kind": ["a", "b$"] * 20})
+    with sk.local(1, engine="echo", faults=["bad_row:marker=leaf 013"]) as swarm, sk.connect(swarm) as pool:
+        options: dict[str, Any] = {"pool": pool, "trace": True, "max_tokens": 6}
+        with pytest.warns(sk.SwarmWarning, match="1 of"):
+            made = {
+                "eight": df.head(8).swarm.tree_reduce("text", "Merge {responses}", fanin=2, **options),
+                "failed": df.swarm.tree_reduce("text", "Merge {responses}", fanin=4, **options),
+                "grouped": df.swarm.tree_reduce("text", "Merge {responses}", fanin=4, by="kind", **options),
+            }
+        yield made
+
+
+# ---- all pictures ------------------------------
+
+
+def every_picture(answered: tuple[pd.DataFrame, pd.DataFrame], trace: pd.DataFrame) -> list[tuple[Any, pd.DataFrame]]:
+    details, timeline = answered
+    return [
+        (plots.throughput, RUNS), (plots.cost, RUNS), (plots.latency, details),
+        (plots.timeline, timeline), (plots.rate, timeline), (plots.tree, trace),
+    ]  # fmt: skip
+
+
+def test_each_has_a_title_and_labels_and_shows_itself(
+    answered: tuple[pd.DataFrame, pd.DataFrame], traces: dict[str, pd.DataFrame]
+) -> None:
+    for draw, frame in every_picture(answered, traces["grouped"]):
+        before = frame.copy()
+        ax = draw(frame)
+        assert ax.get_title(loc="left")
+        assert ax.get_ylabel()
+        assert ax.get_xlabel() or ax.get_xticklabels()[0].get_text()
+        assert legend(ax), draw
+        image = mpl.image.imread(io.BytesIO(ax.figure._repr_png_()))
+        assert image.shape[0] > 200
+        assert (image[..., 3] == 1).all()  # opaque: it is read on a dark page, too
+        assert (image[0, :, :3] == 1).all()
+        assert len(np.unique(image.reshape(-1, 4), axis=0)) > 20
+        pd.testing.assert_frame_equal(frame, before)
+
+
+def test_each_draws_on_the_axes_it_is_given(
+    answered: tuple[pd.DataFrame, pd.DataFrame], traces: dict[str, pd.DataFrame]
+) -> None:
+    for draw, frame in every_picture(answered, traces["eight"]):
+        ax = Figure(facecolor="black").add_subplot()
+        ax.yaxis.label.set_color("yellow")
+        assert draw(frame, ax=ax) is ax
+        assert ax.title.get_text() == ""
+        (text, *_) = ax.get_legend().get_texts()
+        assert same_color(text.get_color(), "yellow")  # as on the user's own figure
+
+
+def test_texts_stay_dark_on_white_under_a_dark_style(answered: tuple[pd.DataFrame, pd.DataFrame]) -> None:
+    dark = {"text.color": "white", "axes.labelcolor": "white", "figure.facecolor": "black", "axes.facecolor": "black"}
+    with mpl.rc_context({**dark, "xtick.color": "white", "savefig.transparent": True}):
+        image = mpl.image.imread(io.BytesIO(plots.latency(answered[0]).figure._repr_png_()))
+    assert (image[0, 0] == 1).all()
+    assert (image[..., 3] == 1).all()
+    left = image[:, : image.shape[1] // 30, :3]  # the label of the y-axis
+    assert left.min() < 0.5
+
+
+def test_texts_do_not_run_into_each_other() -> None:
+    figure = plots.comparison(RUNS, "256 prompts, 3 repeats")
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    figure.draw(renderer)
+    for ax in figure.axes:
+        texts = [t for t in ax.texts if t.get_text()] + [ax._left_title, *ax.get_legend().get_texts()]  # type: ignore[attr-defined]
+        spans = [t.get_window_extent(renderer) for t in texts]
+        clashes = [(a, b) for i, a in enumerate(spans) for b in spans[:i] if a.overlaps(b)]
+        assert not clashes
+
+
+def test_pyplot_is_left_alone() -> None:
+    code = (
+        "import sys, pandas as pd, swarmkit as sk\n"
+        "assert 'matplotlib' not in sys.modules\n"
+        "import swarmkit.compare\n"
+        "assert 'matplotlib' not in sys.modules\n"
+        "from swarmkit import plots\n"
+        "plots.latency(pd.DataFrame({'a_latency_s': [1.0, 2.0]})).figure._repr_png_()\n"
+        "assert 'matplotlib.pyplot' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+@pytest.mark.parametrize(
+    ("draw", "frame", "said"),
+    [
+        (plots.throughput, RUNS.drop(columns="prompts_per_s"), r"no column prompts_per_s.*compare\(\.\.\.\)\.runs"),
+        (plots.cost, RUNS.drop(columns="client_cpu_s"), r"no column client_cpu_s.*compare"),
+        (plots.latency, RUNS, r"no column <out>_latency_s.*details=True"),
+        (plots.timeline, RUNS, r"no column endpoint, rows, start_s.*stats\.timeline\(\)"),
+        (plots.rate, RUNS, r"stats\.timeline\(\)"),
+        (plots.tree, RUNS, r"no column node, parent.*trace=True"),
+        (plots.timeline, sk.RunStats(), r"not RunStats: take .*timeline\(\)"),
+        (plots.timeline, requests(), "no rows"),
+        (plots.latency, pd.DataFrame({"a_latency_s": [None, None]}), "none was answered"),
+        (plots.latency, pd.DataFrame({"a_latency_s": [1.0], "b_latency_s": [1.0]}), "a_latency_s, b_latency_s"),
+    ],
+)
+def test_a_wrong_frame_is_told_what_is_missing_and_where_it_comes_from(draw: Any, frame: Any, said: str) -> None:
+    with pytest.raises(sk.SettingError, match=said):
+        draw(frame)
+
+
+# ---- comparisons ------------------------------
+
+
+def test_a_bar_is_the_median_and_its_whisker_the_range() -> None:
+    ax = plots.throughput(RUNS)
+    assert [bar.get_height() for bar in ax.patches] == [1000, 450, 90]
+    assert [t.get_text() for t in ax.get_xticklabels()] == ["batch\nof 100", "batch\nof 10", "single"]
+    assert [t.get_text() for t in ax.texts] == ["1,000", "450", "90"]
+    assert ax.get_ylabel() == "prompts per second"
+    whiskers = [c.get_segments()[0][:, 1].tolist() for c in ax.collections if isinstance(c, LineCollection)]
+    assert whiskers == [[900, 1300], [400, 500], [80, 100]]
+    dots = [sorted(line.get_ydata()) for line in ax.lines if line.get_marker() == "o"]
+    assert dots == [[900, 1000, 1300], [400, 450, 500], [80, 90, 100]]
+    assert sorted(legend(ax)) == ["median", "range", "repeats"]
+    assert ax.patches[0].get_hatch() != ax.patches[2].get_hatch()
+    assert ax.get_ylim()[0] == 0
+
+
+def test_one_repeat_has_no_spread() -> None:
+    ax = plots.throughput(RUNS[RUNS["repeat"] == 0])
+    assert [bar.get_height() for bar in ax.patches] == [900, 500, 90]
+    assert not ax.lines
+    assert not ax.collections
+
+
+def test_cost_shows_requests_and_cpu_with_their_numbers() -> None:
+    ax = plots.cost(RUNS)
+    requests, cpu = (c for c in ax.containers if isinstance(c, BarContainer))
+    assert [bar.get_height() for bar in requests] == pytest.approx([100 * n / 256 for n in (3, 26, 256)])
+    assert [bar.get_height() for bar in cpu] == pytest.approx([6, 20, 100])
+    assert [t.get_text() for t in ax.texts] == ["3", "26", "256", "0.03 s", "0.1 s", "0.5 s"]
+    assert legend(ax) == ["requests", "client CPU, seconds"]
+
+
+# ---- single runs ------------------------------
+
+
+def test_latency_marks_the_median_and_the_95th_percentile(answered: tuple[pd.DataFrame, pd.DataFrame]) -> None:
+    details, _ = answered
+    ax = plots.latency(details)
+    times = np.sort(details["response_latency_s"].to_numpy())
+    curve, diamonds = ax.lines
+    assert curve.get_xdata()[1:].tolist() == times.tolist()
+    assert curve.get_ydata()[-1] == 1
+    assert list(diamonds.get_ydata()) == [0.5, 0.95]
+    assert list(diamonds.get_xdata()) == [times[29], times[56]]
+    assert legend(ax)[0].startswith("60 rows: half in ")
+    assert "seconds" in ax.get_xlabel()
+
+
+def test_latency_by_endpoint_has_a_line_each_told_apart_without_colour(
+    answered: tuple[pd.DataFrame, pd.DataFrame],
+) -> None:
+    ax = plots.latency(answered[0], by="response_endpoint")
+    assert len(legend(ax)) == 3
+    lines = [line for line in ax.lines if line.get_linestyle() != "None"]
+    assert len({(line.get_linestyle(), line.get_color()) for line in lines}) == 3
+    assert [text.split(":")[0] for text in legend(ax)] == ["127.0.0.1", "127.0.0.2", "127.0.0.3"]
+
+
+def test_latency_of_many_groups_stays_readable() -> None:
+    ax = plots.latency(pd.DataFrame({"x_latency_s": np.linspace(1, 2, 60), "node": list(range(20)) * 3}), by="node")
+    assert legend(ax) == ["each node (20)", "all, 60 rows: half in 1.5 s, 95% in 1.9 s"]
+
+
+def test_a_long_tail_of_latencies_gets_a_log_scale() -> None:
+    assert plots.latency(pd.DataFrame({"x_latency_s": [0.1] * 50 + [60]})).get_xscale() == "log"
+    assert plots.latency(pd.DataFrame({"x_latency_s": [0.1, 0.2, 0.3]})).get_xscale() == "linear"
+
+
+def test_a_timeline_has_a_lane_per_endpoint_and_a_bar_per_request(answered: tuple[pd.DataFrame, pd.DataFrame]) -> None:
+    _, frame = answered
+    ax = plots.timeline(frame)
+    names = [t.get_text() for t in ax.get_yticklabels()]
+    assert sorted(names) == sorted(frame["endpoint"].unique())
+    drawn = boxes(bars(ax)["answered"])
+    good = frame[frame["failure"].isna()]
+    assert sorted(map(tuple, drawn[:, [0, 2]].tolist())) == sorted(zip(good["start_s"], good["end_s"], strict=True))
+    lanes = [names[i] for i in np.round((drawn[:, 1] + drawn[:, 3]) / 2).astype(int)]
+    assert sorted(lanes) == sorted(good["endpoint"])
+
+
+def test_failed_requests_are_hatched_crossed_and_counted(answered: tuple[pd.DataFrame, pd.DataFrame]) -> None:
+    frame = requests(("a", 0, 2, None), ("b", 0, 1, "server"), ("b", 1, 2, "server"), ("a", 2, 3, "dropped"))
+    ax = plots.timeline(frame)
+    assert legend(ax) == ["answered (1)", "dropped at the end (1)", "failed (2 server)"]
+    drawn = bars(ax)
+    assert drawn["failed"].get_hatch()
+    assert not drawn["answered"].get_hatch()
+    assert len({tuple(c.get_facecolor()[0]) for c in drawn.values()}) == 3
+    (crosses,) = (line for line in ax.lines if line.get_marker() == "x")
+    assert crosses.get_xdata().tolist() == [1, 2]
+    failures = answered[1]["failure"].notna().sum()
+    assert failures >= 1
+    assert len(bars(plots.timeline(answered[1]))["failed"].get_paths()) == failures
+
+
+def test_requests_held_at_the_same_time_do_not_cover_each_other() -> None:
+    rng = np.random.default_rng(0)
+    start = rng.uniform(0, 10, 300)
+    frame = pd.DataFrame(
+        {"endpoint": rng.choice(["a", "b"], 300), "start_s": start, "end_s": start + rng.gamma(2, 1, 300)}
+    )
+    drawn = boxes(bars(plots.timeline(frame.assign(rows=1, failure=None)))["answered"])
+    left, low, right, high = drawn.T
+    eps = 1e-9
+    across = (left[:, None] < right - eps) & (left < right[:, None] - eps)
+    along = (low[:, None] < high - eps) & (low < high[:, None] - eps)
+    assert (across & along).sum() == 300  # each with itself
+    assert set(np.round((low + high) / 2)) == {0, 1}
+
+
+def test_a_big_timeline_is_drawn_fast_with_some_endpoints_named() -> None:
+    rng, n = np.random.default_rng(0), 100_000
+    start = np.sort(rng.uniform(0, 600, n))
+    frame = pd.DataFrame(
+        {
+            "endpoint": [f"node{i:04}.a-cluster-with-a-long-name.example:8000" for i in rng.integers(0, 4000, n)],
+            "rows": 10, "start_s": start, "end_s": start + rng.gamma(4, 5, n),
+            "failure": np.where(rng.random(n) < 0.03, "server", None),
+        }
+    )  # fmt: skip
+    began = time.process_time()
+    ax = plots.timeline(frame)
+    ax.figure._repr_png_()
+    assert time.process_time() - began < 5
+    assert sum(len(c.get_paths()) for c in bars(ax).values()) == n
+    names = [t.get_text() for t in ax.get_yticklabels()]
+    assert 20 < len(names) <= 32
+    assert max(map(len, names)) <= 30
+    assert "4,000, one in 125 is named" in ax.get_ylabel()
+
+
+def test_rate_is_rows_over_time() -> None:
+    ax = plots.rate(requests(("a", 0, 1, None), ("b", 0, 2, None), ("a", 1, 2, "server")))
+    steps = ax.patches[0].get_data()
+    assert steps.values.max() == pytest.approx(15)
+    assert (steps.values * np.diff(steps.edges)).sum() == pytest.approx(20)
+    assert legend(ax) == ["rows answered", "mean: 10 rows/s", "failed requests (1)"]
+    assert ax.get_ylabel() == "rows per second"
+
+
+def test_rate_of_requests_that_took_no_time(answered: tuple[pd.DataFrame, pd.DataFrame]) -> None:
+    plots.rate(requests(("a", 0, 0, None))).figure._repr_png_()
+    plots.timeline(requests(("a", 0, 0, None))).figure._repr_png_()
+    frame = answered[1]
+    steps = plots.rate(frame).patches[0].get_data()
+    good = frame[frame["failure"].isna()]
+    assert (steps.values * np.diff(steps.edges)).sum() == pytest.approx(good["rows"].sum())
+
+
+# ---- trees ------------------------------
+
+
+def test_a_tree_shows_every_node_leaves_below_the_result_on_top(traces: dict[str, pd.DataFrame]) -> None:
+    trace = traces["eight"]
+    ax = plots.tree(trace)
+    drawn = marks(ax)
+    assert {kind: len(places) for kind, places in drawn.items()} == {"leaf": 8, "merged": 6, "result": 1}
+    assert legend(ax) == ["leaf (8)", "merged (6)", "result (1)"]
+    assert set(drawn["leaf"][:, 1]) == {0}
+    assert drawn["result"][0].tolist() == [3.5, 3]  # amid its leaves
+    assert sorted(t.get_text() for t in ax.texts) == sorted(["2"] * 4 + ["4"] * 2 + ["8"])
+    (lines,) = (c for c in ax.collections if isinstance(c, LineCollection))
+    assert len(lines.get_segments()) == 14
+    assert all(a[1] < b[1] for a, b in lines.get_segments())
+
+
+def test_failed_nodes_are_marked(traces: dict[str, pd.DataFrame]) -> None:
+    trace = traces["failed"]
+    ax = plots.tree(trace)
+    assert trace["error"].notna().sum() == 1
+    assert marks(ax)["failed"].tolist() == [[13.5, 1]]  # above leaves 12 to 15
+    assert "failed (1)" in legend(ax)
+    assert "36" in [t.get_text() for t in ax.texts]
+    assert sum(map(len, marks(ax).values())) == len(trace)
+
+
+def test_groups_stand_apart_under_their_names(traces: dict[str, pd.DataFrame]) -> None:
+    ax = plots.tree(traces["grouped"])
+    assert [t.get_text() for t in ax.get_xticklabels()] == ["a", r"b\$"]  # no formula
+    assert ax.get_xlabel() == "40 leaves, 2 groups"
+    leaves = np.sort(marks(ax)["leaf"][:, 0])
+    assert np.diff(leaves).argmax() == 19
+    assert np.diff(leaves).max() > 1
+    assert len(marks(ax)["result"]) == 2
+
+
+def test_a_tree_of_500_leaves_keeps_its_nodes_apart() -> None:
+    children, nodes = list(range(500)), [(i, None, 0, 1) for i in range(500)]
+    level = 0
+    while len(children) > 1:
+        level += 1
+        above = []
+        for at in range(0, len(children), 8):
+            above.append(len(nodes))
+            for child in children[at : at + 8]:
+                nodes[child] = (child, above[-1], *nodes[child][2:])
+            nodes.append((above[-1], None, level, sum(nodes[c][3] for c in children[at : at + 8])))
+        children = above
+    trace = pd.DataFrame(nodes, columns=["node", "parent", "level", "n_leaves"])
+    ax = plots.tree(trace.assign(group=0, response="text", error=None).astype({"parent": "Int64"}))
+    ax.figure._repr_png_()
+    assert sum(map(len, marks(ax).values())) == len(nodes)
+    for collection in ax.collections:
+        if isinstance(collection, PathCollection) and len(collection.get_offsets()) > 1:
+            places = ax.transData.transform(np.asarray(collection.get_offsets()))
+            row = np.sort(places[places[:, 1] == places[0, 1], 0])
+            points = np.diff(row).min() * 72 / ax.figure.dpi
+            assert np.sqrt(collection.get_sizes().min()) < points + 1, collection.get_label()
+
+
+def test_nodes_that_wait_for_their_answer_are_left_out(traces: dict[str, pd.DataFrame]) -> None:
+    trace = traces["eight"].copy()
+    trace.loc[trace["level"] == 3, "response"] = None
+    trace.loc[trace["level"] == 2, "parent"] = pd.NA
+    assert {kind: len(places) for kind, places in marks(plots.tree(trace)).items()} == {
+        "leaf": 8,
+        "merged": 4,
+        "result": 2,
+    }
+
+
+def test_a_tree_of_one_leaf_is_its_own_result() -> None:
+    trace = pd.DataFrame(
+        {"node": [0], "parent": [None], "level": [0], "group": [0], "n_leaves": [1], "response": ["a"], "error": [None]}
+    )
+    ax = plots.tree(trace)
+    ax.figure._repr_png_()
+    assert legend(ax) == ["result (1)"]
