@@ -263,7 +263,8 @@ def _name(mode: str, batch_size: int) -> str:
 
 def _line(row: dict[Any, Any]) -> str:
     gain = "" if pd.isna(row["speed_up"]) else f", {row['speed_up']:.2f}x"
+    requests = f"{row['requests']} request{'s' * (row['requests'] != 1)}"
     return (
         f"{row['prompts_per_s']:.1f} prompts/s ({row['time_s']:.2f} s, {row['time_s_min']:.2f} to "
-        f"{row['time_s_max']:.2f}), {row['requests']} requests, {row['client_cpu_s']:.2f} s client CPU{gain}"
+        f"{row['time_s_max']:.2f}), {requests}, {row['client_cpu_s']:.2f} s client CPU{gain}"
     )

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import heapq
 import io
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -270,7 +271,8 @@ def timeline(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
     ['answered (1)', 'failed (1 server)']
     """
     _need_timeline(frame)
-    lane, names = pd.factorize(frame["endpoint"])
+    names = sorted(frame["endpoint"].unique(), key=_natural)
+    lane = pd.Index(names).get_indexer(frame["endpoint"])
     start, end = frame["start_s"].to_numpy(float), frame["end_s"].to_numpy(float)
     track, tracks = _tracks(lane, start, end, len(names))
     ax = ax or _blank(9, float(np.clip(max(0.34 * len(names), 0.05 * tracks.sum()) + 1.2, 2.2, 8.5)))[0]
@@ -298,7 +300,7 @@ def timeline(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
     cross = float(np.clip(60 / np.sqrt(failed.sum() or 1), 1.5, 5))
     ax.plot(end[failed], (low + height / 2)[failed], "x", color=_ink(ax), ms=cross, mew=cross / 3.6)
     ax.set_xlim(0, span * 1.02)
-    ax.set_ylim(len(names) - 0.4, -0.6)  # the first endpoint on top
+    ax.set_ylim(len(names) - 0.4, -0.6)  # the first name on top
     step = -(-len(names) // _NAMED)
     ax.set_yticks(range(0, len(names), step), [_plain(_brief(str(n))) for n in names[::step]], fontsize=8.5)
     which = "" if step == 1 else f" ({len(names):,}, one in {step} is named)"
@@ -501,6 +503,11 @@ def _short(value: float) -> str:
 def _plain(text: str) -> str:
     """Names are data: a dollar sign in one does not begin a formula."""
     return text.replace("$", r"\$")
+
+
+def _natural(name: str) -> list[tuple[str, int]]:
+    """Sorts node2 before node10."""
+    return [(text, int(number or -1)) for text, number in re.findall(r"(\D*)(\d*)", name)]
 
 
 def _brief(name: str) -> str:

@@ -259,7 +259,7 @@ def test_a_timeline_has_a_lane_per_endpoint_and_a_bar_per_request(answered: tupl
     _, frame = answered
     ax = plots.timeline(frame)
     names = [t.get_text() for t in ax.get_yticklabels()]
-    assert sorted(names) == sorted(frame["endpoint"].unique())
+    assert names == sorted(frame["endpoint"].unique())
     drawn = boxes(bars(ax)["answered"])
     good = frame[frame["failure"].isna()]
     assert sorted(map(tuple, drawn[:, [0, 2]].tolist())) == sorted(zip(good["start_s"], good["end_s"], strict=True))
@@ -316,6 +316,11 @@ def test_a_big_timeline_is_drawn_fast_with_some_endpoints_named() -> None:
     assert 20 < len(names) <= 32
     assert max(map(len, names)) <= 30
     assert "4,000, one in 125 is named" in ax.get_ylabel()
+
+
+def test_lanes_are_in_the_order_of_their_names_numbers_counted() -> None:
+    ax = plots.timeline(requests(*((f"node{i}:8000", 0, 1, None) for i in (10, 2, 1, 9))))
+    assert [t.get_text() for t in ax.get_yticklabels()] == [f"node{i}:8000" for i in (1, 2, 9, 10)]
 
 
 def test_rate_is_rows_over_time() -> None:
