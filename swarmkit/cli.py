@@ -1,4 +1,4 @@
-"""The command line: ``swarmkit scatter | tree-reduce | probe | serve | demo``.
+"""The command line: ``swarmkit scatter | tree-reduce | compare | probe | serve | demo``.
 
 What a command is about goes to OUTPUT or the standard output; what a person is told goes to the standard
 error. No key or token is ever taken from the command line or shown, since both end up in logs.
@@ -127,7 +127,7 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument("--version", action="version", version=f"swarmkit {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (_add_scatter, _add_tree_reduce, _add_probe, _add_serve, _add_demo):
+    for add in (_add_scatter, _add_tree_reduce, _add_compare, _add_probe, _add_serve, _add_demo):
         add(commands)
     return parser
 
@@ -149,15 +149,17 @@ def _add_endpoint_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--model", help="the model to use, where the servers list several")
 
 
-def _add_send_options(parser: argparse.ArgumentParser, out: str) -> None:
+def _add_send_options(parser: argparse.ArgumentParser, out: str | None) -> None:
+    """``out``: what the column of answers holds, where they are what is written."""
     parser.add_argument("inputs", metavar="INPUT", nargs="+",
                         help="files, folders or globs of .csv, .tsv, .jsonl (each also .gz) or .parquet")  # fmt: skip
     group = parser.add_argument_group("tables")
-    group.add_argument("-o", "--output", metavar="OUTPUT", required=True,
+    group.add_argument("-o", "--output", metavar="OUTPUT", required=bool(out),
                        help="where the table goes, its format by suffix; - is the standard output")  # fmt: skip
     group.add_argument("--format", choices=("csv", "tsv", "jsonl"), default="csv", help="format for -o - (csv)")
     group.add_argument("--overwrite", action="store_true", help="replace OUTPUT if it is there")
-    group.add_argument("--out", metavar="NAME", default="response", help=f"column of {out} (response)")
+    if out:
+        group.add_argument("--out", metavar="NAME", default="response", help=f"column of {out} (response)")
     group.add_argument("--limit", metavar="N", type=_count, help="use the first N rows only")
     group.add_argument("--na", metavar="TEXT", action="append", default=[],
                        help="CSV and TSV: a text that means missing, beside the empty one; repeatable")  # fmt: skip
@@ -169,7 +171,8 @@ def _add_send_options(parser: argparse.ArgumentParser, out: str) -> None:
                        help="another field of the request: --param top_p=0.9 --param 'stop=[\"END\"]'")  # fmt: skip
     group.add_argument("--chat", choices=("auto", "none"), default="auto",
                        help="wrap prompts in the model's chat template (auto), or send them as they are")  # fmt: skip
-    group.add_argument("--mode", choices=("batch", "single"), help="many prompts a request (batch), or one")
+    if out:
+        group.add_argument("--mode", choices=("batch", "single"), help="many prompts a request (batch), or one")
     group.add_argument("--delivery", choices=("auto", "rows", "batch"), default="auto",
                        help="answers as they finish (rows), a request at a time (batch)")  # fmt: skip
     group.add_argument("--quiet", action="store_true", help="no progress bar and no summary")
@@ -219,6 +222,21 @@ def _add_tree_reduce(commands: Any) -> None:
 
 def _fanin(text: str) -> int | str:
     return text if text == "auto" else _count(text)
+
+
+def _add_compare(commands: Any) -> None:
+    example = (
+        "example:\n  swarmkit compare papers.csv --hostfile agents.hostfile --max-tokens 100 --temperature 0 \\\n"
+        '    --prompt "Summarise in one sentence: {abstract}" --batch-sizes 1,10,100 --plot batching.png\n\n' + CODES
+    )
+    p = _command(commands, "compare", "Measure what batching buys on your endpoints, on a sample of a table.", example)
+    p.add_argument("--prompt", metavar="TEMPLATE", required=True, help="text with {column} placeholders, or a column")
+    p.add_argument("--sample", metavar="N", type=_count, default=256, help="rows to measure on (256)")
+    p.add_argument("--repeats", metavar="N", type=_count, default=3, help="runs of each mode; 3 or more tell (3)")
+    p.add_argument("--batch-sizes", metavar="N,N", type=lambda t: [*map(_count, t.split(","))], help="sizes to try")
+    p.add_argument("--plot", metavar="PICTURE", type=Path, help="draw it to a .png, .svg or .pdf file")
+    _add_send_options(p, None)
+    p.set_defaults(run=_compare, mode=None)
 
 
 def _add_probe(commands: Any) -> None:
@@ -343,7 +361,7 @@ class _Job:
         files = tables.find_files(args.inputs)
         only_missing = getattr(args, "only_missing", False)
         self.output = tables.plan_output(
-            args.output, files, stdout=args.format, overwrite=args.overwrite, only_missing=only_missing
+            args.output or "-", files, stdout=args.format, overwrite=args.overwrite, only_missing=only_missing
         )
         self.df, notes = tables.read(files, args.limit, args.na)
         tables.check_types(self.df, self.output)
@@ -440,7 +458,29 @@ def _tree_reduce(args: argparse.Namespace) -> int:
     return job.finish(work)
 
 
-# ---- probe ------------------------------
+# ---- compare, probe ------------------------------
+
+
+def _compare(args: argparse.Namespace) -> int:
+    from . import tables
+
+    params, api_key, plot = _pairs(args.param, "--param"), _api_key(args), args.plot
+    bad = plot and (plot.suffix not in (".png", ".svg", ".pdf") or not plot.parent.is_dir())
+    if bad or (plot and plot.exists() and not args.overwrite):
+        raise SettingError(f"--plot {plot}: must be a .png, .svg or .pdf file that can be made, or --overwrite it")
+    job = _Job(args, "")
+    typed = tables.numbers(job.df, args.prompt)
+    from .compare import compare  # slow to import, as above
+
+    options = {"pool": _connect(args, api_key), "sample": args.sample, "repeats": args.repeats}
+    found = compare(typed, args.prompt, batch_sizes=args.batch_sizes, **options, **_sending(args, params))
+    if not args.quiet:
+        print(found, file=sys.stderr if args.output == "-" else sys.stdout)
+    if args.output:
+        _say(f"written to {tables.write(found.frame, job.output)}")
+    if plot:
+        found.plot().savefig(plot, dpi=150)
+    return Exit.OK if (found.frame["completion_rate"] == 1).all() else Exit.ROWS_FAILED
 
 
 def _probe(args: argparse.Namespace) -> int:

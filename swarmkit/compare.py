@@ -104,9 +104,14 @@ class Comparison:
     def __repr__(self) -> str:
         return f"<Comparison of {self.sample} prompts: {self.verdict()}>"
 
+    def __str__(self) -> str:
+        return "\n".join([*(f"{name}: {line}" for name, line in self._lines()), self.verdict()])
+
     def _repr_html_(self) -> str:
-        rows = [(_name(r["mode"], r["batch_size"]), _line(r)) for r in self.frame.to_dict("records")]
-        return table_html(rows) + f"<p>{html.escape(self.verdict())}</p>"
+        return table_html(self._lines()) + f"<p>{html.escape(self.verdict())}</p>"
+
+    def _lines(self) -> list[tuple[str, str]]:
+        return [(_name(r["mode"], r["batch_size"]), _line(r)) for r in self.frame.to_dict("records")]
 
 
 def compare(

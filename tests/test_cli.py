@@ -92,7 +92,7 @@ def table(text: str | Path) -> pd.DataFrame:
 
 
 def test_every_command_has_help_with_an_example():
-    commands = ["scatter", "tree-reduce", "probe", "serve", "demo"]
+    commands = ["scatter", "tree-reduce", "compare", "probe", "serve", "demo"]
     bare, *helps = at_once(lambda words: run(*words), [["--help"], *([c, "--help"] for c in commands)])
     texts = dict(zip(commands, helps, strict=True))
     assert bare.returncode == 0
@@ -100,7 +100,7 @@ def test_every_command_has_help_with_an_example():
         assert name in bare.stdout
         assert done.returncode == 0
         assert re.search(rf"^example.*:\n  swarmkit {name}", done.stdout, re.MULTILINE), name
-    for name in ("scatter", "tree-reduce"):
+    for name in ("scatter", "tree-reduce", "compare"):
         assert all(f"\n  {code} " in texts[name].stdout for code in (0, 1, 2, 3, 130))
 
 
@@ -324,6 +324,50 @@ def test_tree_reduce_tells_which_groups_failed(genes, host):
     assert done.returncode == 1
     assert table(done.stdout)["response"][1] == "echo: lacZ\n---\nrpoS"
     assert "1 x there was no text to merge" in done.stderr
+
+
+# ---- compare ------------------------------
+
+
+def test_compare_says_what_batching_buys_and_writes_the_frame_and_the_picture(genes, host, tmp_path):
+    frame, picture = tmp_path / "modes.csv", tmp_path / "modes.png"
+    words = ["--batch-sizes", "1,3", "--repeats", 1, "--sample", 3, *to(host)]
+    done = run("compare", genes, "--prompt", ASK, "-o", frame, "--plot", picture, *words)
+    assert done.returncode == 0, done.stderr
+    shown = done.stdout.splitlines()
+    assert [line.split(":")[0] for line in shown[:3]] == ["batch of 3", "batch of 1", "single"]
+    assert "too few repeats" in shown[3]
+    got = table(frame)
+    assert got[["mode", "batch_size", "completion_rate"]].to_numpy().tolist() == [
+        ["batch", "3", "1.0"], ["batch", "1", "1.0"], ["single", "1", "1.0"],
+    ]  # fmt: skip
+    assert got["requests"].tolist()[1:] == ["3", "3"]
+    assert picture.read_bytes()[:4] == b"\x89PNG"
+
+
+def test_compare_writes_its_frame_to_a_pipe_and_tells_of_failed_rows(genes, host):
+    GENES.assign(gene=["lacZ", "", "ftsZ", "rpoS"]).to_csv(genes, index=False)
+    done = run("compare", genes, "--prompt", ASK, "-o", "-", "--repeats", 1, *to(host))
+    assert done.returncode == 1
+    assert table(done.stdout)["completion_rate"].tolist() == ["0.75", "0.75"]
+    assert "prompts/s" in done.stderr
+
+
+def test_compare_looks_at_its_arguments_before_it_measures(genes, host, tmp_path):
+    old = tmp_path / "old.png"
+    old.write_text("precious")
+    wrong = {
+        "there already": ["--plot", old],
+        "no picture": ["--plot", tmp_path / "modes.csv"],
+        "no folder": ["--plot", tmp_path / "nowhere" / "modes.png"],
+        "no number": ["--batch-sizes", "10,many"],
+        "too large": ["--batch-sizes", "2000"],
+    }
+    runs = at_once(lambda words: run("compare", genes, "--prompt", ASK, *words, *to(host)), list(wrong.values()))
+    for case, (words, done) in zip(wrong, zip(wrong.values(), runs, strict=True), strict=True):
+        assert (done.returncode, done.stdout) == (2, ""), case
+        assert str(words[1]).rpartition(",")[2].replace("2000", "1,024") in done.stderr, case
+    assert old.read_text() == "precious"
 
 
 # ---- probe ------------------------------
