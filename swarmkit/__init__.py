@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         ScatterError,
         ScatterInterrupted,
         SettingError,
+        StoreError,
         SwarmError,
         SwarmWarning,
         UnknownColumnError,
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from .records import Response
     from .run import Run, last_run
     from .stats import RunStats
+    from .store import Store, open_store
     from .vllm_pool import VLLMPool
 
 __version__ = "0.1.0"
@@ -58,6 +60,7 @@ _HOMES = {
         "ScatterError",
         "ScatterInterrupted",
         "SettingError",
+        "StoreError",
         "SwarmError",
         "SwarmWarning",
         "UnknownColumnError",
@@ -70,6 +73,7 @@ _HOMES = {
     "records": ("Response",),
     "run": ("Run", "last_run"),
     "stats": ("RunStats",),
+    "store": ("Store", "open_store"),
     "vllm_pool": ("VLLMPool",),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}

@@ -8,6 +8,7 @@
     │   ├── UnknownColumnError         a column that is not there (also a KeyError)
     │   ├── HostfileError              a hostfile line that cannot be read (also a ValueError)
     │   ├── SettingError               an argument outside what is allowed (also a ValueError)
+    │   ├── StoreError                 a store that cannot be read or written
     │   ├── PoolClosedError            a pool used after it was closed (also a RuntimeError)
     │   └── LoopThreadError            a blocking call from the thread that does the I/O (also a RuntimeError)
     ├── EndpointError                  one endpoint failed a request; carries a ``Failure``
@@ -46,6 +47,7 @@ __all__ = [
     "ScatterError",
     "ScatterInterrupted",
     "SettingError",
+    "StoreError",
     "SwarmError",
     "SwarmWarning",
     "UnknownColumnError",
@@ -78,6 +80,10 @@ class HostfileError(CallerError, ValueError):
 
 class SettingError(CallerError, ValueError):
     """An argument outside of what is allowed."""
+
+
+class StoreError(CallerError, OSError):
+    """A store that cannot be read or written, or was written by a newer swarmkit."""
 
 
 class PoolClosedError(CallerError, RuntimeError):

@@ -19,6 +19,7 @@ __all__ = [
     "RequestSent",
     "RowFailed",
     "RowsDone",
+    "RowsReused",
     "RunEnded",
     "RunEvent",
     "RunStarted",
@@ -72,6 +73,17 @@ class RowsDone:
 
 
 @dataclass(frozen=True, slots=True)
+class RowsReused:
+    """Rows are settled without having been asked: from a store, or like a row with the same prompt.
+
+    ``failed`` of them share that row's error.
+    """
+
+    rows: Sequence[int]
+    failed: int
+
+
+@dataclass(frozen=True, slots=True)
 class RequestEnded:
     """A request is over, with a failure or None; ``dropped`` when nobody needed its rows any more."""
 
@@ -101,7 +113,7 @@ class RunEnded:
     at_s: float
 
 
-RunEvent = RunStarted | RequestSent | RowsDone | RequestEnded | RowFailed | RunEnded
+RunEvent = RunStarted | RequestSent | RowsDone | RowsReused | RequestEnded | RowFailed | RunEnded
 Listener = Callable[[RunEvent], None]
 
 WATCHERS: dict[str, Callable[[str], Listener]] = {}

@@ -61,7 +61,7 @@ class Forest:
         async def ask(prompts: list[str], level: int) -> list[Response]:
             columns = Columns(len(prompts))
             listeners = call.listeners(f"tree_reduce level {level}")
-            failure = await call.pool.run(Prompts(list(prompts)), call.ask, columns, listeners, None, stats_of[0])
+            failure = await call.run(Prompts(list(prompts)), columns, listeners, stats_of[0])
             if failure is not None:
                 raise _NoneLeft(failure)
             return columns.responses()

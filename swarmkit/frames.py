@@ -11,7 +11,7 @@ from typing import Any, Literal, Unpack
 import pandas as pd
 
 from . import bridge
-from .events import RowFailed, RowsDone, RunEvent
+from .events import RowFailed, RowsDone, RowsReused, RunEvent
 from .forest import Forest
 from .options import Options, read_options
 from .prompts import PromptLike, make_prompts
@@ -163,6 +163,8 @@ def iter_scatter(
                 finished.put(rows)
             case RowFailed(row, _, _):
                 finished.put((row,))
+            case RowsReused(rows, _):
+                finished.put(rows)
 
     if settled := sheet.settled_before():
         finished.put(settled)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import os
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypedDict
 
@@ -10,8 +12,13 @@ from . import progress
 from .connect import use_pool
 from .errors import SettingError
 from .events import WATCHERS, Listener
-from .records import Ask, Chat
+from .records import Ask, Chat, Failure, Prompts
+from .results import Columns
+from .reuse import Dedup, check_dedup
+from .reuse import run as run_with_reuse
 from .run import OnError
+from .stats import RunStats
+from .store import Store, open_store
 from .vllm_pool import VLLMPool
 
 __all__ = ["Call", "Options", "read_options"]
@@ -42,6 +49,11 @@ class Options(TypedDict, total=False):
         Tokens a row may generate; overrides the pool's.
     progress : bool or "auto"
         Whether a bar is shown; "auto" (the default): in notebooks and terminals.
+    store : str, path or Store
+        Folder of finished rows (``open_store``): the same call again, after a crash or an interrupt, asks only what is
+        missing.
+    dedup : {"auto", True, False}
+        Whether identical prompts go out once; "auto" (the default): at temperature 0 with one sample a row.
     on_error : {"column", "raise"}
         Whether failed rows only carry their error, or also raise at the end.
     extra_body : dict
@@ -57,6 +69,8 @@ class Options(TypedDict, total=False):
     delivery: Literal["auto", "rows", "batch"]
     max_tokens: int
     progress: bool | Literal["auto"]
+    store: str | os.PathLike[str] | Store | None
+    dedup: Dedup
     on_error: OnError
     extra_body: dict[str, Any]
     temperature: float
@@ -84,6 +98,21 @@ class Call:
     ask: Ask
     progress: bool
     on_error: OnError
+    store: Store | None
+    dedup: Dedup
+
+    async def run(
+        self,
+        prompts: Prompts,
+        columns: Columns,
+        listeners: Sequence[Listener],
+        stats: RunStats,
+        pending: Iterable[int] | None = None,
+    ) -> Failure | None:
+        """Send a column, as this call wants it sent."""
+        return await run_with_reuse(
+            self.pool, prompts, self.ask, columns, listeners, pending, stats, store=self.store, dedup=self.dedup
+        )
 
     def listeners(self, label: str) -> list[Listener]:
         """Who watches a run with this label."""
@@ -102,6 +131,7 @@ def read_options(options: Options, n: int = 1, details: bool = False, aggregatio
     pool_like = given.pop("pool", None)
     show = given.pop("progress", "auto")
     on_error = given.pop("on_error", "column")
+    store, dedup = given.pop("store", None), check_dedup(given.pop("dedup", "auto"))
     if on_error not in ("column", "raise"):
         raise SettingError(f"on_error={on_error!r}: must be 'column' or 'raise'")
     params = dict(given.pop("extra_body", None) or {})
@@ -120,4 +150,6 @@ def read_options(options: Options, n: int = 1, details: bool = False, aggregatio
     pool, owned = use_pool(pool_like)
     if aggregation:
         ours.setdefault("max_tokens", pool.max_tokens_aggregation)
-    return Call(pool, owned, pool.ask(n=n, params=params, details=details, **ours), progress.wanted(show), on_error)
+    ask = pool.ask(n=n, params=params, details=details, **ours)
+    opened = None if store is None else open_store(store)
+    return Call(pool, owned, ask, progress.wanted(show), on_error, opened, dedup)

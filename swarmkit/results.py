@@ -74,6 +74,16 @@ class Columns:
         self.endpoint[row] = endpoint
         self.latency_s[row] = latency_s
 
+    def copy(self, row: int, to: int) -> None:
+        """Give one row's answers to another, which has the same prompt."""
+        for sample in range(self.n):
+            a, b = row * self.n + sample, to * self.n + sample
+            self.text[b], self.finish_reason[b] = self.text[a], self.finish_reason[a]
+            self.prompt_tokens[b], self.completion_tokens[b] = self.prompt_tokens[a], self.completion_tokens[a]
+            if a in self.reasoning:
+                self.reasoning[b] = self.reasoning[a]
+        self.endpoint[to], self.latency_s[to] = self.endpoint[row], self.latency_s[row]
+
     def fail(self, row: int, error: str, endpoint: int = UNKNOWN) -> None:
         """Write a row's error."""
         self.errors[row] = error

@@ -132,7 +132,7 @@ class Run:
         except KeyboardInterrupt:
             self._cancelled = True
             raise ScatterInterrupted(
-                f"interrupted: {self.stats.answered:,} of {self.stats.rows:,} rows had their answers. They are in "
+                f"interrupted: {self.stats.known:,} of {self.stats.rows:,} rows had their answers. They are in "
                 "swarmkit.last_run().partial(); ask only the others with only_missing=True",
                 self._frame("interrupted"),
             ) from None
@@ -165,7 +165,7 @@ class Run:
             failure = self._job.result()
         except concurrent.futures.CancelledError:
             raise CancelledError(
-                f"the run was cancelled after {self.stats.answered:,} of {self.stats.rows:,} rows; they are in "
+                f"the run was cancelled after {self.stats.known:,} of {self.stats.rows:,} rows; they are in "
                 "run.partial()"
             ) from None
         except NoEndpointsError as exc:
@@ -174,7 +174,7 @@ class Run:
         frame = self._frame("no endpoint was left")
         if failure is not None:
             raise NoEndpointsError(
-                f"no endpoint is left: {self.stats.answered:,} of {self.stats.rows:,} rows have their answers (in "
+                f"no endpoint is left: {self.stats.known:,} of {self.stats.rows:,} rows have their answers (in "
                 f".frame of this error). The last failure: {failure.describe()}",
                 frame,
             )
@@ -212,7 +212,7 @@ class Run:
         return "failed" if self._job.exception() is not None or self._job.result() is not None else "done"
 
     def __repr__(self) -> str:
-        return f"<Run {self.verb}: {self._state()}, {self.stats.answered:,} of {self.stats.rows:,} rows>"
+        return f"<Run {self.verb}: {self._state()}, {self.stats.known:,} of {self.stats.rows:,} rows>"
 
     def _repr_html_(self) -> str:
         return table_html([("run", f"{self.verb}, {self._state()}"), *self.stats.summary()])

@@ -73,7 +73,7 @@ class Sheet:
 
         async def work(stats: RunStats) -> Failure | None:
             try:
-                return await call.pool.run(self.prompts, call.ask, self.columns, heard, self.pending, stats)
+                return await call.run(self.prompts, self.columns, heard, stats, self.pending)
             finally:
                 if call.owned:
                     await call.pool.close()

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from .events import RequestEnded, RequestSent, RowFailed, RowsDone, RunEnded, RunEvent, RunStarted
+from .events import RequestEnded, RequestSent, RowFailed, RowsDone, RowsReused, RunEnded, RunEvent, RunStarted
 from .results import Columns
 
 if TYPE_CHECKING:
@@ -39,8 +39,9 @@ class RunStats:
 
     Attributes
     ----------
-    rows, answered, failed : int
-        Rows in the column; rows with an answer; rows with an error.
+    rows, answered, reused, failed : int
+        Rows in the column; rows that a server answered; rows whose answer came from a store or from a row with the
+        same prompt; rows with an error.
     requests, failed_requests : int
         Requests sent, and those that failed.
     batch_sizes : dict of int to int
@@ -65,6 +66,7 @@ class RunStats:
 
     rows: int = 0
     answered: int = 0
+    reused: int = 0
     failed: int = 0
     requests: int = 0
     failed_requests: int = 0
@@ -95,6 +97,9 @@ class RunStats:
                 self._ended(event)
             case RowFailed():
                 self.failed += 1
+            case RowsReused(rows, failed):
+                self.reused += len(rows) - failed
+                self.failed += failed
             case RunStarted():
                 self._started(event)
             case RunEnded():
@@ -145,6 +150,11 @@ class RunStats:
         self.completion_tokens += sum(t for t in columns.completion_tokens if t > 0)
 
     @property
+    def known(self) -> int:
+        """Rows that have an answer, wherever it came from."""
+        return self.answered + self.reused
+
+    @property
     def rows_per_s(self) -> float:
         """Rows answered a second."""
         return self.answered / self.time_s if self.time_s > 0 else 0.0
@@ -191,6 +201,7 @@ class RunStats:
         }
         return [
             ("rows", f"{self.answered:,} answered, {self.failed:,} failed, of {self.rows:,}"),
+            *([("not asked", f"{self.reused:,} rows: stored, or the same as another")] if self.reused else []),
             ("time", f"{self.time_s:.1f} s ({self.rows_per_s:.1f} rows/s)"),
             ("requests", f"{self.requests:,}" + (f", {shown} rows each" if shown else "")),
             ("tokens", f"{self.prompt_tokens:,} in, {self.completion_tokens:,} out"),
@@ -201,6 +212,7 @@ class RunStats:
 
     def __repr__(self) -> str:
         failed = f", {self.failed:,} failed" if self.failed else ""
+        failed += f", {self.reused:,} not asked" if self.reused else ""
         return (
             f"<RunStats: {self.answered:,} of {self.rows:,} rows answered{failed} in {self.time_s:.1f} s "
             f"({self.rows_per_s:.1f} rows/s), {_plural(self.requests, 'request')}>"

@@ -165,6 +165,10 @@ class VLLMPool(AgentPool):
 
     # ---- what the servers say ------------------------------
 
+    async def complete(self, ask: Ask) -> Ask:
+        """Fill in what only the servers know: the model's name. Runs on the I/O loop."""
+        return await self._complete(ask)
+
     async def _complete(self, ask: Ask) -> Ask:
         if not ask.model:
             names = {m for info in await self._known() for m in info.models}

@@ -35,6 +35,8 @@ ORDER = [
     "vllm_pool",
     "connect",
     "patterns",
+    "store",
+    "reuse",
     "progress",
     "run",
     "options",
