@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from swarmkit.errors import SettingError
@@ -14,28 +14,50 @@ from .engines import Increment
 __all__ = ["KINDS", "Fault", "FaultPlan", "Tamper"]
 
 KINDS = {
+    "http_307": "redirected to another host",
+    "http_400": "refused, whatever it is",
     "http_401": "the key is refused",
     "http_403": "forbidden",
     "http_404": "no such model",
+    "http_405": "method not allowed",
+    "http_413": "too large for a proxy; not JSON",
+    "http_422": "refused, as by TGI",
     "http_429": "too many requests, with Retry-After: `seconds`",
     "http_500": "internal error",
     "http_502": "a proxy's error page, not JSON",
     "http_503": "vLLM's queue is full; no Retry-After",
+    "http_504": "a proxy's error page, not JSON",
+    "queue_full": "503 for a request with more than `rows` prompts; no Retry-After",
+    "wait": "503 with Retry-After: `seconds`",
     "reset": "the connection is reset before any answer",
     "cut": "the connection ends after `rows` rows of the answer",
+    "half_close": "the server's half of the connection ends after `rows` rows; the other stays open",
     "hang": "no answer ever",
+    "silence": "nothing more after the headers and `rows` rows; the connection stays open",
     "drip": "the answer comes in 64-byte pieces, one each `seconds`",
     "garbage": "status 200 and a body that is not JSON",
     "null_body": "status 200 and the body `null`",
+    "empty_body": "status 200 and no body",
+    "error_body": "status 200 and an error object",
+    "half_json": "status 200 and the first half of the body, with nothing to say that it is not all",
+    "late_400": "refused after the headers: in a stream an error event after status 200, then [DONE]",
+    "late_500": "the same for an internal error",
     "shuffle": "choices in arbitrary order",
     "missing_index": "one choice is missing",
     "repeated_index": "one choice has the index of another (a lone one comes twice)",
+    "unknown_index": "one choice has an index that was not asked for",
+    "wrong_type": "one choice's text is a number",
+    "no_finish": "one choice never gets a finish_reason",
     "no_done": "the stream ends without [DONE]",
     "abort": "all but the first `rows` rows end with finish_reason abort and half their text",
     "bad_row": "400 for a request that has `marker` in any of its prompts",
     "kill_row": "reset for a request that has `marker` in any of its prompts",
 }
-_TAMPERS = {"shuffle", "missing_index", "repeated_index", "no_done", "abort", "cut"}
+_ENDS_EARLY = {"cut", "half_close", "silence"}
+_TAMPERS = _ENDS_EARLY | {
+    "shuffle", "missing_index", "repeated_index", "unknown_index", "wrong_type", "no_finish", "no_done", "abort",
+    "half_json",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +83,10 @@ class Fault:
     marker : str, optional
         Only requests with this text in a prompt are eligible; ``bad_row`` and ``kill_row`` need one.
     rows : int, default 1
-        For ``cut`` and ``abort``: rows that are answered.
+        For ``cut``, ``half_close``, ``silence`` and ``abort``: rows that are answered; for ``queue_full``: prompts
+        that are let in.
     seconds : float, default 1.0
-        For ``drip``: between two pieces; for ``http_429``: the Retry-After.
+        For ``drip``: between two pieces; for ``http_429`` and ``wait``: the Retry-After.
     seed : int, default 0
         Of the draws for ``probability`` and ``shuffle``.
 
@@ -147,7 +170,7 @@ class FaultPlan:
     def __init__(self, faults: Sequence[Fault] = ()) -> None:
         self._state = [(fault, random.Random(f"{fault.seed}-{i}"), [0]) for i, fault in enumerate(faults)]
 
-    def pick(self, address: str, path: str, texts: Iterable[str] | None) -> Fault | None:
+    def pick(self, address: str, path: str, texts: Collection[str] | None) -> Fault | None:
         """Choose the fault of a request; None for the ordinary course.
 
         Parameters
@@ -155,7 +178,7 @@ class FaultPlan:
         address : str
             Local address the request came in on.
         path : str
-        texts : iterable of str or None
+        texts : collection of str or None
             The prompts; None if the request is not one that generates text.
         """
         hit = None
@@ -172,13 +195,15 @@ class FaultPlan:
         return hit
 
     @staticmethod
-    def _eligible(fault: Fault, address: str, path: str, texts: Iterable[str] | None) -> bool:
+    def _eligible(fault: Fault, address: str, path: str, texts: Collection[str] | None) -> bool:
         if fault.address is not None and fault.address != address:
             return False
         if fault.path is None:
             if texts is None:
                 return False
         elif not path.startswith(fault.path):
+            return False
+        if fault.kind == "queue_full" and len(texts or ()) <= fault.rows:
             return False
         return not fault.marker or any(fault.marker in text for text in texts or ())
 
@@ -199,11 +224,16 @@ class Tamper:
         self._victim = (n_rows - 1) // 2
         self._n_rows = n_rows
         self._stumps: set[int] = set()
-        self.no_done = fault.kind == "no_done"
+        self.kind = fault.kind
+        self.no_done = fault.kind in ("no_done", "half_json")
 
-    def cut_now(self, n_finished: int) -> bool:
-        """Whether the connection ends here, so many rows being finished."""
-        return self._fault.kind == "cut" and n_finished >= min(self._fault.rows, self._n_rows)
+    def ends_now(self, n_finished: int) -> bool:
+        """Whether nothing more is written, so many rows being finished."""
+        return self.kind in _ENDS_EARLY and n_finished >= min(self._fault.rows, self._n_rows)
+
+    def spoils(self, index: int, kind: str) -> bool:
+        """Whether the fault is of this kind, and this row the one it hits."""
+        return self.kind == kind and index == self._victim
 
     def order(self, indices: list[int]) -> list[int]:
         """The order in which rows are written."""
@@ -217,13 +247,15 @@ class Tamper:
             return (index,)
         if self._fault.kind == "missing_index":
             return ()
+        if self._fault.kind == "unknown_index":
+            return (self._n_rows + 7,)
         if self._fault.kind == "repeated_index":
             return (index, index) if self._n_rows == 1 else (self._victim + 1,)
         return (index,)
 
     def alter(self, increments: list[Increment]) -> list[Increment]:
         """Cut rows short, if the fault says so; what comes after the cut is dropped."""
-        if self._fault.kind not in ("abort", "cut"):
+        if self._fault.kind != "abort" and self._fault.kind not in _ENDS_EARLY:
             return increments
         finish = "abort" if self._fault.kind == "abort" else None
         out = []

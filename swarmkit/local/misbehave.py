@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 else:
     from uvicorn.protocols.http.auto import AutoHTTPProtocol as _Protocol
 
-__all__ = ["TrackedProtocol", "hang_up", "instead", "slowed"]
+__all__ = ["TrackedProtocol", "end_early", "instead", "slowed"]
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -24,9 +24,13 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 _PIECE_BYTES = 64
 _ERRORS = {
+    307: ("Redirect", "It is elsewhere."),
+    400: ("BadRequestError", "This server takes nothing."),
     401: ("UnauthorizedError", "Invalid API key."),
     403: ("PermissionDeniedError", "This key may not use the model."),
     404: ("NotFoundError", "The model does not exist."),
+    405: ("MethodNotAllowed", "Method Not Allowed"),
+    422: ("Validation", "Input validation error"),
     429: ("RateLimitError", "Too many requests."),
     500: ("InternalServerError", "EngineCore encountered an issue. See stack trace (above) for the root cause."),
     503: (
@@ -35,6 +39,7 @@ _ERRORS = {
         "Please try again later or on a different instance.",
     ),
 }
+_PAGES = {413: "Request Entity Too Large", 502: "Bad Gateway", 504: "Gateway Time-out"}
 _BAD_ROW = (
     "This model's maximum context length is 4096 tokens. However, your prompt contains at least 4097 input "
     "tokens, which exceeds this limit even without any output tokens. Please reduce the length of the input "
@@ -65,11 +70,20 @@ def _transport(scope: Scope) -> asyncio.Transport | None:
     return _transports.get((tuple(scope["client"] or ()), tuple(scope["server"])))
 
 
-def hang_up(scope: Scope) -> None:
-    """End the connection in an orderly way, once what was written is out."""
+async def end_early(kind: str, scope: Scope, receive: Receive) -> None:
+    """Write nothing more, the way the fault has it, once what was written is out."""
     transport = _transport(scope)
-    if transport:
+    if transport and kind == "cut":
         transport.close()
+    elif transport:
+        if kind == "half_close":
+            transport.write_eof()
+        await _until_gone(receive)
+
+
+async def _until_gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
 
 
 def _reset(scope: Scope) -> None:
@@ -81,8 +95,8 @@ def _reset(scope: Scope) -> None:
         transport.abort()
 
 
-async def instead(fault: Fault, scope: Scope, receive: Receive, send: Send) -> bool:
-    """Give the fault in place of an answer.
+async def instead(fault: Fault, scope: Scope, receive: Receive, send: Send, *, stream: bool = False) -> bool:
+    """Give the fault in place of an answer; ``stream``: one that was to be streamed.
 
     Returns
     -------
@@ -93,20 +107,34 @@ async def instead(fault: Fault, scope: Scope, receive: Receive, send: Send) -> b
     if kind in ("reset", "kill_row"):
         _reset(scope)
     elif kind == "hang":
-        while (await receive())["type"] != "http.disconnect":
-            pass
+        await _until_gone(receive)
     elif kind == "garbage":
         await _whole(send, 200, b"<!doctype html><title>Welcome</title>", b"application/json")
     elif kind == "null_body":
         await _whole(send, 200, b"null", b"application/json")
+    elif kind == "empty_body":
+        await _whole(send, 200, b"", b"application/json")
+    elif kind == "error_body":
+        await _whole(send, 200, _error_body(500), b"application/json")
+    elif kind in ("late_400", "late_500"):
+        status = int(kind[5:])
+        if stream:
+            events = b"data: %s\n\ndata: [DONE]\n\n" % _error_body(status)
+            await _whole(send, 200, events, b"text/event-stream; charset=utf-8")
+        else:
+            await _error(send, status, *_ERRORS[status], None)
+    elif kind in ("queue_full", "wait"):
+        later = [(b"retry-after", b"%g" % fault.seconds)] if kind == "wait" else []
+        await _error(send, 503, *_ERRORS[503], None, *later)
     elif kind == "bad_row":
         await _error(send, 400, "BadRequestError", _BAD_ROW, "input_tokens")
-    elif kind == "http_502":
-        await _whole(send, 502, b"<html><h1>502 Bad Gateway</h1></html>", b"text/html")
+    elif kind.startswith("http_") and (status := int(kind[5:])) in _PAGES:
+        page = f"<html><head><title>{status} {_PAGES[status]}</title></head></html>"
+        await _whole(send, status, page.encode(), b"text/html")
     elif kind.startswith("http_"):
         status = int(kind[5:])
-        wait = (b"retry-after", b"%g" % fault.seconds)
-        await _error(send, status, *_ERRORS[status], None, *([wait] if status == 429 else []))
+        extra = {307: [(b"location", b"http://127.0.0.1:9/")], 429: [(b"retry-after", b"%g" % fault.seconds)]}
+        await _error(send, status, *_ERRORS[status], None, *extra.get(status, []))
     else:
         return False
     return True
@@ -141,3 +169,8 @@ async def _error(
 ) -> None:
     body = {"error": {"message": message, "type": type_, "param": param, "code": status}}
     await _whole(send, status, to_json(body), b"application/json", *headers)
+
+
+def _error_body(status: int) -> bytes:
+    type_, message = _ERRORS[status]
+    return to_json({"error": {"message": message, "type": type_, "param": None, "code": status}})

@@ -134,14 +134,18 @@ class PlainReply(_Reply):
 
     def _choice(self, index: int, label: int) -> dict[str, Any]:
         row = self.rows[index]
-        text = row.text
+        text: str | int = row.text
+        finish = row.finish
+        if self.tamper:
+            text = 7 if self.tamper.spoils(index, "wrong_type") else text
+            finish = None if self.tamper.spoils(index, "no_finish") else finish
         choice: dict[str, Any] = {"index": label}
         if self.ask.kind == "completion":
             choice["text"] = text
         else:
             choice["message"] = {"role": "assistant", "content": text, "reasoning": None}
         choice["logprobs"] = None
-        choice["finish_reason"] = row.finish
+        choice["finish_reason"] = finish
         choice["stop_reason"] = row.stop_reason
         choice["token_ids"] = row.ids if self.ask.sampling.want_ids else None
         if self.ask.kind == "completion":
@@ -223,6 +227,9 @@ class StreamReply(_Reply):
         start = row.sent
         text = quote(row.text[row.ends[start - 1] if start else 0 : row.ends[end - 1] if end else 0])
         finish = f'"{row.finish}"' if last else "null"
+        if self.tamper:
+            text = "7" if self.tamper.spoils(index, "wrong_type") else text
+            finish = "null" if self.tamper.spoils(index, "no_finish") else finish
         reason = quote(row.stop_reason) if last and row.stop_reason is not None else "null"
         ids = json.dumps(row.ids[start:end]) if self.ask.sampling.want_ids else "null"
         if self.ask.kind == "completion":

@@ -197,7 +197,7 @@ class App:
         counts.prompts += len(ask.prompts)
         counts.prompt_tokens += ask.prompt_tokens
         fault = self._fault(address, path, ask.prompts)
-        if fault and await misbehave.instead(fault, scope, receive, send):
+        if fault and await misbehave.instead(fault, scope, receive, send, stream=ask.stream):
             return
         tamper = Tamper(fault, len(ask.prompts) * ask.n) if fault and fault.is_tamper else None
         await self._answer(ask, scope, receive, misbehave.slowed(fault, send), tamper)
@@ -243,23 +243,26 @@ class App:
                     counts.aborted += reply.unfinished
                     return
                 written += reply.feed(tamper.alter(increments) if tamper else increments)
-                cut = tamper is not None and tamper.cut_now(len(reply.rows) - reply.unfinished)
+                cut = tamper is not None and tamper.ends_now(len(reply.rows) - reply.unfinished)
         finally:
             if watch:
                 watch.cancel()
             if reply.unfinished or tamper:
                 self.engine.cancel(job)
             counts.generation_tokens += reply.n_tokens
+        half = tamper is not None and tamper.kind == "half_json"
         if isinstance(reply, StreamReply):
-            await send(_part(written if cut else written + reply.closing(), more=cut))
+            written += "" if cut else reply.closing()
+            await send(_part(written[: len(written) // 2] if half else written, more=cut))
         else:
             body = reply.body()
+            body = body[: len(body) // 2] if half else body
             headers = [*_JSON, (b"content-length", b"%d" % len(body))]
             await send({"type": "http.response.start", "status": 200, "headers": headers})
             sent = body[: len(body) // 2] if cut else body
             await send({"type": "http.response.body", "body": sent, "more_body": cut})
-        if cut:
-            misbehave.hang_up(scope)
+        if tamper and cut:
+            await misbehave.end_early(tamper.kind, scope, receive)
 
     async def models(self, request: Request) -> Response:
         """``/v1/models``: the one model there is."""
