@@ -7,7 +7,9 @@
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from . import accessor as accessor  # registers df.swarm and Series.swarm
@@ -78,6 +80,18 @@ _HOMES = {
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 __all__ = sorted(_HOME_OF)
+
+
+class _Package(ModuleType):
+    """The verbs ``connect``, ``compare`` and ``local`` live in modules of their names. Importing a module would put it
+    in the verb's place here; the verb stays, whichever comes first."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (isinstance(value, ModuleType) and name in _HOME_OF):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
 
 
 def __getattr__(name: str) -> Any:

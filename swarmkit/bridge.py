@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from .errors import LoopThreadError
 
-__all__ = ["Job", "at_exit", "call", "generation", "hop", "start", "wait_for"]
+__all__ = ["Job", "at_exit", "call", "generation", "hop", "is_running", "start", "wait_for"]
 
 T = TypeVar("T")
 
@@ -62,6 +62,11 @@ def generation() -> int:
     """Number of the loop in use: what belongs to a loop of another number must be made anew."""
     _shared.get()
     return _shared.generation
+
+
+def is_running(number: int) -> bool:
+    """Whether the loop of this number is the one in use."""
+    return _shared.loop is not None and _shared.generation == number
 
 
 class Job(concurrent.futures.Future[T]):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+import weakref
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from types import TracebackType
@@ -28,7 +29,7 @@ __all__ = ["AgentPool"]
 _SPARE_FILES = 256
 
 
-@dataclass(slots=True)
+@dataclass
 class Core:
     """What a pool shares with its sub-pools: the HTTP client, and what is known of the servers."""
 
@@ -47,6 +48,8 @@ class Core:
         if self._transport is None or self._generation != bridge.generation():
             self._transport = Transport(timeout=self.timeout, trust_env=self.trust_env)
             self._generation = bridge.generation()
+            # A pool that nobody closes and nobody holds any more leaves no connections behind.
+            weakref.finalize(self, _let_go, self._transport, self._generation)
         return self._transport
 
     async def close(self) -> None:
@@ -61,6 +64,11 @@ class Core:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)  # type: ignore[misc] # a recipe: connections and findings are made anew
+
+
+def _let_go(transport: Transport, generation: int) -> None:
+    if bridge.is_running(generation):
+        bridge.start(transport.aclose())
 
 
 class AgentPool:

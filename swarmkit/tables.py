@@ -379,7 +379,7 @@ def text_table(rows: Sequence[Sequence[object]], header: Sequence[str], width: i
     --------
     >>> print(text_table([("thrA", "an enzyme of four steps")], ("gene", "product"), 20))
     gene  product
-    thrA  an enzyme of …
+    thrA  an enzyme of…
     """
     cells = [list(header), *([clean(value) for value in row] for row in rows)]
     count = len(header)
