@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from .stats import RunStats
     from .store import Store, open_store
     from .vllm_pool import VLLMPool
+    from .wait import wait_until_ready
 
 __version__ = "0.1.0"
 
@@ -77,6 +78,7 @@ _HOMES = {
     "stats": ("RunStats",),
     "store": ("Store", "open_store"),
     "vllm_pool": ("VLLMPool",),
+    "wait": ("wait_until_ready",),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 __all__ = sorted(_HOME_OF)

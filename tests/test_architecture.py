@@ -37,6 +37,7 @@ ORDER = [
     "pool",
     "vllm_pool",
     "connect",
+    "wait",
     "patterns",
     "store",
     "reuse",
@@ -53,6 +54,7 @@ ORDER = [
     "tables",
     "survey",
     "demo",
+    "arguments",
     "cli",
     "__main__",
 ]
@@ -61,7 +63,7 @@ MAX_LINES = 400
 # The library is to stay thin. What stands beside it has a bound of its own: the servers of this machine, which are
 # a product for tests and demos, and the command line.
 BESIDE = {"local": 2100, "command line": 900}
-COMMAND_LINE = {"tables", "survey", "demo", "cli", "__main__"}
+COMMAND_LINE = {"tables", "survey", "demo", "arguments", "cli", "__main__"}
 MAX_LIBRARY = 5000
 
 
