@@ -19,9 +19,10 @@ from .chat import Template
 from .errors import EndpointError
 from .events import Listener, RequestEnded, RequestSent, RowFailed, RowsDone, RunEvent
 from .hostfile import AgentEndpoint
+from .policy import silence_s
 from .records import Ask, Batch, Failure, FailureKind, Reply, Route
 from .results import UNKNOWN, Columns
-from .transport import Transport
+from .transport import Transport, without_key
 from .wire import Malformed, RowStream, StreamFailed, decode, encode, path_of
 
 __all__ = ["Dispatch", "Way"]
@@ -245,9 +246,10 @@ class Dispatch:
         except EndpointError as exc:
             failure = exc.failure
         except StreamFailed as exc:
-            failure = Failure(exc.failure.kind, exc.failure.message, endpoint.name, exc.failure.status)
+            message = without_key(endpoint, exc.failure.message)
+            failure = Failure(exc.failure.kind, message, endpoint.name, exc.failure.status)
         except Malformed as exc:
-            failure = Failure(FailureKind.MALFORMED, str(exc), endpoint.name)
+            failure = Failure(FailureKind.MALFORMED, without_key(endpoint, str(exc)), endpoint.name)
         finally:
             del self._heard[batch.ticket]
         now = time.monotonic()
@@ -259,18 +261,20 @@ class Dispatch:
     async def _ask_endpoint(self, batch: Batch, endpoint: AgentEndpoint, sent: float) -> Failure | None:
         way = self._ways[batch.endpoint]
         texts = [way.wrap(self._texts[row] or "") for row in batch.rows]
+        max_tokens = self._scheduler.budget(batch.rows) or self._sizing.cap
         body = encode(
             way.route,
             self._ask,
             texts,
-            max_tokens=self._scheduler.budget(batch.rows) or self._sizing.cap,
+            max_tokens=max_tokens,
             stream=way.rows,
             wrapped=way.template is not None,
             token_ids=self._token_ids,
         )
         path, n = path_of(way.route), self._ask.n
         if not way.rows:
-            data = await self._transport.post(endpoint, path, body)
+            patience = silence_s(self._transport.timeout, len(texts) * n * max_tokens)
+            data = await self._transport.post(endpoint, path, body, timeout=patience)
             replies = decode(way.route, data, len(texts), n)
             unfinished = {r.prompt for r in replies if r.finish_reason in ("abort", "")}
             self._deliver(batch, [r for r in replies if r.prompt not in unfinished], sent)
@@ -283,6 +287,9 @@ class Dispatch:
                 if replies := rows.feed(data):
                     missing -= len(replies) // n
                     self._deliver(batch, replies, sent)
+        if replies := rows.end():
+            missing -= len(replies) // n
+            self._deliver(batch, replies, sent)
         if rows.aborted:
             return self._aborted(endpoint)
         if not rows.done:

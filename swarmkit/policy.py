@@ -44,7 +44,17 @@ from typing import Literal
 from .errors import SettingError
 from .records import FailureKind
 
-__all__ = ["BREAKER", "REACTIONS", "BatchPolicy", "Breaker", "Reaction", "RetryPolicy", "Signal", "backoff_s"]
+__all__ = [
+    "BREAKER",
+    "REACTIONS",
+    "BatchPolicy",
+    "Breaker",
+    "Reaction",
+    "RetryPolicy",
+    "Signal",
+    "backoff_s",
+    "silence_s",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +155,20 @@ def backoff_s(attempt: int, retry: RetryPolicy, draw: float) -> float:
     """
     grown = retry.base_s * 2.0 ** min(attempt - 1, 60)
     return min(retry.cap_s, grown) * (1.0 - retry.jitter * draw)
+
+
+def silence_s(timeout: float, tokens: int) -> float:
+    """Seconds a server may say nothing when its answer comes as a whole and may hold so many tokens.
+
+    ``timeout`` for each 8,192 tokens, at least once. Rows that are streamed get ``timeout``, whatever they are: their
+    server has something to say all the time. One that has gone is noticed long before, by ``RetryPolicy.quiet_s``.
+
+    Examples
+    --------
+    >>> silence_s(300.0, tokens=512), silence_s(300.0, tokens=100 * 512)
+    (300.0, 1875.0)
+    """
+    return timeout * max(1.0, tokens / 8192)
 
 
 class Breaker(StrEnum):

@@ -13,6 +13,7 @@ import contextlib
 import errno
 import ssl
 from collections.abc import AsyncGenerator, Iterator, Mapping
+from dataclasses import replace
 from typing import Any, cast
 
 import httpx2
@@ -22,9 +23,9 @@ import openai
 from .errors import EndpointError
 from .hostfile import AgentEndpoint
 from .records import Failure, FailureKind
-from .wire import error_message
+from .wire import error_message, kind_of
 
-__all__ = ["Transport"]
+__all__ = ["Transport", "without_key"]
 
 KEEPALIVE_S = 4.0
 """Idle connections are dropped before the server drops them (uvicorn: after 5 s)."""
@@ -74,7 +75,7 @@ class Transport:
         EndpointError
             Anything but a 200, classified.
         """
-        with _mapped(endpoint):
+        with _mapped(endpoint, timeout or self.timeout):
             response = await self._client.post(
                 endpoint.url + path, cast_to=httpx2.Response, content=body, options=self._options(endpoint, timeout)
             )
@@ -82,7 +83,7 @@ class Transport:
 
     async def get(self, endpoint: AgentEndpoint, path: str, *, timeout: float | None = None) -> bytes:
         """Get a path, return the body of the answer; raises like ``post``."""
-        with _mapped(endpoint):
+        with _mapped(endpoint, timeout or self.timeout):
             response = await self._client.get(
                 endpoint.url + path, cast_to=httpx2.Response, options=self._options(endpoint, timeout)
             )
@@ -112,7 +113,7 @@ class Transport:
         Close the iterator (``contextlib.aclosing``) to drop the connection: servers then abort the request.
         Raises like ``post``, before the first byte and between bytes.
         """
-        with _mapped(endpoint):
+        with _mapped(endpoint, timeout or self.timeout):
             opened: object = await self._client.post(
                 endpoint.url + path,
                 cast_to=httpx2.Response,
@@ -136,7 +137,7 @@ class Transport:
         key = endpoint.key()
         return {
             "headers": {"Authorization": f"Bearer {key}" if key else openai.Omit()},
-            "timeout": httpx2.Timeout(timeout or self.timeout, connect=min(CONNECT_S, timeout or CONNECT_S)),
+            "timeout": httpx2.Timeout(timeout or self.timeout, connect=min(CONNECT_S, timeout or self.timeout)),
         }
 
 
@@ -195,24 +196,42 @@ class _StaleConnection(httpx2.ReadError):
 
 
 @contextlib.contextmanager
-def _mapped(endpoint: AgentEndpoint) -> Iterator[None]:
+def _mapped(endpoint: AgentEndpoint, timeout: float) -> Iterator[None]:
     """Turn what openai and httpx2 raise into ``EndpointError``; the original stays as its cause."""
     try:
         yield
     except (openai.OpenAIError, httpx2.HTTPError, httpx2.StreamError, httpx2.InvalidURL, OSError) as exc:
-        raise EndpointError(_classify(exc, endpoint.name)) from exc
+        failure = _classify(exc, endpoint.name, timeout)
+        hidden = replace(failure, message=without_key(endpoint, failure.message))
+        shows_key = any(str(e) != without_key(endpoint, str(e)) for e in _causes(exc))
+        raise EndpointError(hidden) from (None if shows_key else exc)
 
 
-def _classify(exc: BaseException, name: str) -> Failure:
+def without_key(endpoint: AgentEndpoint, text: str) -> str:
+    """A server's words, without our key if it sent that back."""
+    key = endpoint.key()
+    return text.replace(key, "(the key)") if key else text
+
+
+def _classify(exc: BaseException, name: str, timeout: float) -> Failure:
     if isinstance(exc, openai.APIStatusError):
         return _from_status(exc, name)
     chain = list(_causes(exc))
     if any(isinstance(e, OSError) and e.errno in _OURS for e in chain):
         return Failure(FailureKind.LOCAL, f"this machine ran out of something: {_words(chain)}", name)
     for kind, types in _KINDS:
-        if any(isinstance(e, types) for e in chain):
-            return Failure(kind, _words(chain), name)
+        if (found := next((e for e in chain if isinstance(e, types)), None)) is not None:
+            return Failure(kind, _late(found, timeout) or _words(chain), name)
     return Failure(FailureKind.DISCONNECT, _words(chain), name)
+
+
+def _late(exc: BaseException, timeout: float) -> str | None:
+    """What a timeout says; its own words are about tasks and scopes."""
+    if isinstance(exc, httpx2.ConnectTimeout):
+        return f"no connection within {min(CONNECT_S, timeout):g} s"
+    if isinstance(exc, httpx2.WriteTimeout):
+        return f"it took nothing of the request for {timeout:g} s"
+    return f"nothing came for {timeout:g} s" if isinstance(exc, httpx2.ReadTimeout) else None
 
 
 # In this order: the narrower types first.
@@ -232,16 +251,10 @@ _KINDS: tuple[tuple[FailureKind, tuple[type[BaseException], ...]], ...] = (
 def _from_status(exc: openai.APIStatusError, name: str) -> Failure:
     status = exc.status_code
     message = error_message(exc.body) if exc.body else f"no explanation ({exc.response.reason_phrase})"
+    if location := exc.response.headers.get("location"):
+        message = f"it redirects to {location}, which is not followed: {message}"
     retry_after = _retry_after(exc.response.headers.get("retry-after"))
-    if status == 429 or (status == 503 and (retry_after is not None or "queue" in message.lower())):
-        kind = FailureKind.BUSY
-    elif status in (401, 403, 404, 405) or status < 400:
-        kind = FailureKind.DENIED
-    elif status >= 500 or status in (408, 409, 425):
-        kind = FailureKind.SERVER
-    else:
-        kind = FailureKind.REJECTED
-    return Failure(kind, message, name, status, retry_after)
+    return Failure(kind_of(status, message, retry_after), message, name, status, retry_after)
 
 
 def _retry_after(value: str | None) -> float | None:

@@ -8,6 +8,7 @@ whose indexes are not exactly the ones asked for is refused whole.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ import jiter
 
 from .records import Ask, Failure, FailureKind, Reply, Route
 
-__all__ = ["Malformed", "RowStream", "StreamFailed", "decode", "encode", "error_message", "path_of"]
+__all__ = ["Malformed", "RowStream", "StreamFailed", "decode", "encode", "error_message", "kind_of", "path_of"]
 
 _PATHS = {
     Route.COMPLETIONS: "/v1/completions",
@@ -26,6 +27,12 @@ _PATHS = {
 STREAM_INTERVAL = 64
 """Tokens between two chunks of a streamed row. A row's last chunk comes when it is done, whatever the interval;
 an interval without end would make a long answer look like a hung server."""
+
+
+_LONGEST_LINE = 64 << 20
+# vLLM's two refusals by a bounded queue, and what other servers say.
+_FULL = re.compile(r"busy|queue|backlog|overload|capacity|try again|too many", re.IGNORECASE)
+_MARKUP = re.compile(r"<(?:style|script|!--).*?(?:</style>|</script>|-->)|<[^>]*>", re.DOTALL | re.IGNORECASE)
 
 
 class Malformed(ValueError):  # noqa: N818 - names what the reply is
@@ -246,6 +253,7 @@ class RowStream:
         self._usage: dict[int, Mapping[str, Any]] = {}
         self._samples: dict[int, list[Reply]] = {}
         self._tail = b""
+        self._empty = True
 
     def feed(self, data: bytes) -> list[Reply]:
         """Take bytes as they come; return the rows that they complete, all samples of a row together.
@@ -257,8 +265,11 @@ class RowStream:
         StreamFailed
             The server reported an error.
         """
+        self._empty = self._empty and not data
         lines = (self._tail + data).split(b"\n")
         self._tail = lines.pop()
+        if len(self._tail) > _LONGEST_LINE:
+            raise Malformed(f"a line of the stream is longer than {_LONGEST_LINE:,} bytes: {_shown(self._tail)}")
         finished: list[Reply] = []
         for line in lines:
             if not line.startswith(b"data:"):
@@ -271,6 +282,18 @@ class RowStream:
             else:
                 self._chunk(payload, finished)
         return finished
+
+    def end(self) -> list[Reply]:
+        """No more bytes will come: read a last line that lacks its end, if it is whole; raises like ``feed``."""
+        if self._empty:
+            raise Malformed("the reply is empty")
+        if b"data:".startswith(tail := self._tail[:5]):
+            try:
+                if (payload := self._tail[5:].strip()) != b"[DONE]":
+                    jiter.from_json(payload)
+            except ValueError:
+                return []  # cut in the middle of an event
+        return self.feed(b"\n") if tail else []
 
     def _chunk(self, payload: bytes, finished: list[Reply]) -> None:
         try:
@@ -313,9 +336,26 @@ def _stream_failure(body: Mapping[str, Any], payload: bytes) -> Exception:
     if error is None:
         return Malformed(f'a chunk of the stream has no "choices": {_shown(payload)}')
     code = error.get("code") if isinstance(error, dict) else None
-    status = code if isinstance(code, int) else 500
-    kind = FailureKind.REJECTED if status in (400, 422) else FailureKind.SERVER
-    return StreamFailed(Failure(kind, error_message(body), status=status))
+    status = int(str(code)) if str(code).isdecimal() else 500
+    message = error_message(body)
+    return StreamFailed(Failure(kind_of(status, message), message, status=status))
+
+
+def kind_of(status: int, message: str, retry_after_s: float | None = None) -> FailureKind:
+    """What an HTTP status means, or the code of an error inside a stream.
+
+    Examples
+    --------
+    >>> str(kind_of(503, "The engine is currently busy and cannot accept new requests.")), str(kind_of(503, ""))
+    ('queue full', 'server error')
+    """
+    if status == 429 or (status == 503 and (retry_after_s is not None or _FULL.search(message))):
+        return FailureKind.BUSY
+    if status in (401, 403, 404, 405) or 200 < status < 400:
+        return FailureKind.DENIED
+    if status >= 500 or status <= 200 or status in (408, 409, 425):
+        return FailureKind.SERVER
+    return FailureKind.REJECTED
 
 
 def error_message(body: Any) -> str:
@@ -325,12 +365,16 @@ def error_message(body: Any) -> str:
     --------
     >>> error_message({"error": {"message": "too long"}}), error_message({"detail": "Not Found"})
     ('too long', 'Not Found')
+    >>> error_message("<html><h1>502 Bad Gateway</h1></html>")
+    '502 Bad Gateway'
     """
     found: Any = body
     for key in ("error", "message", "detail"):
         if isinstance(found, dict) and found.get(key):
             found = found[key]
     text = found if isinstance(found, str) else json.dumps(found, default=str)
+    if text.lstrip().startswith("<"):  # a proxy's page
+        text = _MARKUP.sub(" ", text)
     return " ".join(text.split())[:1000]
 
 
