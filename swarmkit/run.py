@@ -171,7 +171,8 @@ class Run:
         except NoEndpointsError as exc:
             exc.frame = self._frame("no endpoint could be used")
             raise
-        frame = self._frame("no endpoint was left")
+        why = f". The last failure: {failure.describe()}" if failure else ""
+        frame = self._frame(f"no endpoint was left{why}")
         if failure is not None:
             raise NoEndpointsError(
                 f"no endpoint is left: {self.stats.known:,} of {self.stats.rows:,} rows have their answers (in "
