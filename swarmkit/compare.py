@@ -207,7 +207,7 @@ def _variants(call: Call, modes: Sequence[Mode], sizes: Sequence[int] | None) ->
 
 
 def _run(variant: _Variant, prompts: Prompts, label: str) -> tuple[dict[str, Any], Columns]:
-    columns, stats = Columns(len(prompts.texts)), RunStats()
+    columns, stats = Columns(len(prompts.texts)), RunStats(rows=len(prompts.texts))
     ask = replace(variant.ask, params={**variant.ask.params, "cache_salt": uuid.uuid4().hex})
     cpu = time.process_time()
     failure = bridge.call(variant.pool.run(prompts, ask, columns, stats=stats))

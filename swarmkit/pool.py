@@ -277,7 +277,7 @@ class AgentPool:
         pending : iterable of int, optional
             Positions to ask; all that have a text by default.
         stats : RunStats, optional
-            Counts the run; made when it is not given. ``last_run`` afterwards.
+            Counts the run, its rows counted already; made when it is not given. ``last_run`` afterwards.
 
         Returns
         -------
@@ -286,7 +286,8 @@ class AgentPool:
         """
         if self._core.closed:
             self._core.transport()
-        return await bridge.hop(self._run(prompts, ask, columns, listeners, pending, stats or RunStats()))
+        stats = stats or RunStats(rows=len(prompts.texts), failed=len(prompts.errors))
+        return await bridge.hop(self._run(prompts, ask, columns, listeners, pending, stats))
 
     async def _run(
         self,
@@ -305,8 +306,6 @@ class AgentPool:
         rows = range(len(prompts.texts)) if pending is None else pending
         rows = [r for r in rows if prompts.texts[r] is not None]
         self.last_run = stats
-        stats.rows += len(prompts.texts)
-        stats.failed += len(prompts.errors)
         if not rows:
             return None
         transport = self._core.transport()

@@ -49,6 +49,8 @@ async def run(
         Whether identical prompts go out once: "auto" where their answers are the same by themselves, at temperature
         0. Sampled answers to the same prompt are meant to differ.
     """
+    stats.rows += len(prompts.texts)
+    stats.failed += len(prompts.errors)
     ask = await bridge.hop(pool.complete(ask))
     rows = range(len(prompts.texts)) if pending is None else pending
     rows = [r for r in rows if prompts.texts[r] is not None]

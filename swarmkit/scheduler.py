@@ -307,6 +307,8 @@ class Scheduler:
     def _failed(self, flight: _Flight, failure: Failure) -> None:
         index = flight.batch.endpoint
         self._land(flight)
+        if failure.kind is FailureKind.STALE and flight.same_again:  # a fresh connection was to be expected
+            failure = replace(failure, kind=FailureKind.DISCONNECT)
         self._last_failure = failure
         if (at := self._fleet.failed(index, failure, len(flight.batch.rows), self._now)) is not None:
             self._out.append(Wake(at))
@@ -334,7 +336,7 @@ class Scheduler:
     def _resend(self, flight: _Flight, rows: tuple[int, ...], failure: Failure) -> None:
         index, parcel, where = flight.batch.endpoint, flight.parcel or _Parcel(rows), REACTIONS[failure.kind].rows
         self.counts.retries += 1
-        if where == "same" and not flight.same_again:
+        if where == "same":
             self._send(index, rows, flight.parcel, same_again=True)
         elif where == "halve":
             self._halve(index, rows, parcel, failure)

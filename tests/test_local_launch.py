@@ -170,8 +170,8 @@ def test_a_forked_child_leaves_the_servers_alone() -> None:
 
 
 def test_an_interrupt_of_the_process_group_does_not_reach_them() -> None:
-    code = "signal.signal(signal.SIGINT, lambda *_: print('interrupted', flush=True))\nwhile True: time.sleep(1)"
-    with in_a_parent(START + code, start_new_session=True) as parent:
+    heard = "signal.signal(signal.SIGINT, lambda *_: print('interrupted', flush=True))\n"
+    with in_a_parent(heard + START + "while True: time.sleep(1)", start_new_session=True) as parent:
         pids = pids_of(parent)
         os.killpg(parent.pid, signal.SIGINT)
         assert parent.stdout is not None

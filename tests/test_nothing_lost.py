@@ -1,0 +1,107 @@
+"""Whole runs amid faults, over real sockets: every row ends with its own answer or its own error."""
+
+import threading
+import time
+
+import pandas as pd
+import pytest
+from test_swarm import requests_served
+
+import swarmkit as sk
+from swarmkit.hostfile import AgentEndpoint
+
+STEADY = {"tokens_per_s": 20.0, "max_num_seqs": 64}
+
+
+def right(answers):
+    return (answers["response"] == "echo: n " + answers["i"].astype(str)).all()
+
+
+@pytest.mark.long
+@pytest.mark.timeout(240)
+def test_a_motley_swarm_finishes_nearly_as_fast_as_its_healthy_part():
+    df = pd.DataFrame({"i": range(20_000)})
+    faults = ["hang:address=127.0.0.4", "reset:address=127.0.0.5", "http_500:probability=0.2,address=127.0.0.6"]
+    slow = {"127.0.0.7": {"tokens_per_s": 2.0, "max_num_seqs": 64}}
+    taken = {}
+    with sk.local(1, engine="echo", addresses=7, speeds=slow, faults=faults, **STEADY) as swarm:
+        refusing = AgentEndpoint("127.0.0.1", 9)
+        for name, endpoints in {"healthy": swarm.endpoints[:3], "motley": [*swarm.endpoints, refusing]}.items():
+            pool = sk.VLLMPool(endpoints, model=swarm.model, chat="auto")
+            with pool:
+                df.iloc[:1].swarm.scatter("n {i}", pool=pool)
+                began = time.monotonic()
+                answers = df.swarm.scatter("n {i}", pool=pool, max_tokens=8)
+                taken[name] = time.monotonic() - began
+            assert right(answers)
+            assert answers["response_error"].isna().all()
+    print(f"\nhealthy {taken['healthy']:.1f} s, motley {taken['motley']:.1f} s, {sk.last_run().stats!r}")
+    assert taken["motley"] <= 1.6 * taken["healthy"]
+
+
+def test_a_prompt_that_kills_engines_fails_alone():
+    df = pd.DataFrame({"i": range(5000)})
+    df["t"] = "n " + df["i"].astype(str)
+    df.loc[1234, "t"] = "POISON"
+    with (
+        sk.local(1, engine="echo", addresses=6, faults=["kill_row:marker=POISON"]) as swarm,
+        sk.connect(swarm, retry=sk.RetryPolicy(base_s=0.05)) as pool,
+    ):
+        with pytest.warns(sk.SwarmWarning, match="1 of 5,000 rows failed"):
+            answers = df.swarm.scatter("{t}", details=True)
+        bad = answers[answers["response_error"].notna()]
+        assert bad.index.tolist() == [1234]
+        assert "connection" in bad["response_error"].iloc[0]
+        assert right(answers.drop(index=1234))
+        assert bad["response_attempts"].iloc[0] <= 3
+        assert pool.last_run.failed_requests <= 6, "the row's three requests, and what died beside them"
+        assert df.swarm.scatter("{i}")["response"].notna().all(), "none is lost for good"
+
+
+def test_when_all_endpoints_die_the_rest_is_finished_after_they_are_back(tmp_path):
+    df = pd.DataFrame({"i": range(400)})
+    retry = sk.RetryPolicy(base_s=0.05, cap_s=0.2)
+    swarm = sk.local(2, engine="echo", tokens_per_s=50.0, max_num_seqs=8)
+    sk.connect(swarm, retry=retry)
+    run = df.swarm.submit("n {i}", store=tmp_path, max_tokens=8)
+    while run.stats.answered < 40:
+        time.sleep(0.01)
+    swarm.stop()
+    with pytest.raises(sk.NoEndpointsError, match=r"no endpoint is left: \d+ of 400 rows.*127\.0\.0\.1") as gone:
+        run.result(timeout=60)
+    finished = gone.value.frame["response"].notna().sum()
+    assert 40 <= finished < 400
+    assert right(gone.value.frame.dropna(subset="response"))
+    with sk.local(2, engine="echo") as swarm, sk.connect(swarm):
+        answers = df.swarm.scatter("n {i}", store=tmp_path, max_tokens=8)
+    assert right(answers)
+    assert sk.last_run().stats.answered == 400 - finished
+
+
+def test_a_cancelled_run_leaves_no_request_on_the_servers():
+    df = pd.DataFrame({"i": range(2000)})
+    with sk.local(1, engine="echo", tokens_per_s=5.0, max_num_seqs=16) as swarm, sk.connect(swarm, chat=None):
+        before = threading.active_count()
+        run = df.swarm.submit("n {i}", max_tokens=8)
+        while run.stats.answered < 16:
+            time.sleep(0.01)
+        run.cancel()
+        with pytest.raises(sk.CancelledError, match=r"cancelled after \d+ of 2,000 rows"):
+            run.result(timeout=5)
+        deadline = time.monotonic() + 2
+        while running(swarm) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert running(swarm) == 0
+        assert threading.active_count() <= before + 1
+        assert right(run.partial().dropna(subset="response"))
+        assert requests_served(swarm)
+
+
+def running(swarm):
+    import re
+    import urllib.request
+
+    endpoint = swarm.endpoints[0]
+    request = urllib.request.Request(f"{endpoint.url}/metrics", headers={"Authorization": f"Bearer {endpoint.key()}"})
+    text = urllib.request.urlopen(request, timeout=10).read().decode()
+    return sum(int(n) for n in re.findall(r"^vllm:num_requests_(?:running|waiting)\{.*\} (\d+)", text, re.MULTILINE))
