@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import ssl
 from collections.abc import AsyncGenerator, Iterator, Mapping
 from dataclasses import replace
@@ -272,7 +273,9 @@ def _causes(exc: BaseException | None) -> Iterator[BaseException]:
 
 
 def _words(chain: list[BaseException]) -> str:
-    """The deepest cause that says anything, with its type when it says little."""
+    """The deepest cause that says anything: the system's words, or its type and its own."""
     said = next((e for e in reversed(chain) if str(e)), chain[0])
+    if isinstance(said, OSError) and not isinstance(said, ssl.SSLError) and said.errno and said.errno > 0:
+        return os.strerror(said.errno).lower()  # asyncio's own names the call and the address
     text = " ".join(str(said).split()) or "no explanation"
     return f"{type(chain[-1]).__name__}: {text}"[:500]

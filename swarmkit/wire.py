@@ -180,7 +180,7 @@ def decode(route: Route, data: bytes, n_prompts: int, n: int = 1) -> list[Reply]
 
 def _index(choice: Any, slots: int) -> int:
     index = choice.get("index") if isinstance(choice, dict) else None
-    if not isinstance(index, int) or not 0 <= index < slots:
+    if type(index) is not int or not 0 <= index < slots:
         raise Malformed(f"a choice has the index {index!r}; 0 to {slots - 1} were asked for")
     return index
 
@@ -193,18 +193,29 @@ def _text(value: Any) -> str:
     return value
 
 
+def _reason(choice: Mapping[str, Any]) -> str:
+    reason = choice.get("finish_reason") or ""
+    if not isinstance(reason, str):
+        raise Malformed(f"a choice's finish_reason is of type {type(reason).__name__}")
+    return reason
+
+
 def _counts(choice: Mapping[str, Any], usage: Any) -> tuple[int | None, int | None]:
     """Prompt and completion tokens of one choice, from its ids or from the usage of a one-choice reply."""
     if isinstance(usage, dict):
-        return usage.get("prompt_tokens"), usage.get("completion_tokens")
+        return _count(usage.get("prompt_tokens")), _count(usage.get("completion_tokens"))
     prompt_ids, ids = choice.get("prompt_token_ids"), choice.get("token_ids")
-    return len(prompt_ids) if prompt_ids else None, len(ids) if ids is not None else None
+    return len(prompt_ids) if isinstance(prompt_ids, list) else None, len(ids) if isinstance(ids, list) else None
+
+
+def _count(value: Any) -> int | None:
+    """A number of tokens; what cannot be one is as good as none."""
+    return value if type(value) is int and 0 <= value < 1 << 31 else None
 
 
 def _read_completion(choice: Mapping[str, Any], index: int, n: int, usage: Any) -> Reply:
     prompt, sample = divmod(index, n)
-    reason = choice.get("finish_reason") or ""
-    return Reply(prompt, sample, _text(choice.get("text")), reason, *_counts(choice, usage), None)
+    return Reply(prompt, sample, _text(choice.get("text")), _reason(choice), *_counts(choice, usage), None)
 
 
 def _read_chat(choice: Mapping[str, Any], index: int, n: int, usage: Any) -> Reply:
@@ -213,8 +224,8 @@ def _read_chat(choice: Mapping[str, Any], index: int, n: int, usage: Any) -> Rep
     if not isinstance(message, dict):
         raise Malformed(f"the choice with index {index} has no message")
     reasoning = message.get("reasoning") or message.get("reasoning_content")
-    reason = choice.get("finish_reason") or ""
-    return Reply(prompt, sample, _text(message.get("content")), reason, *_counts(choice, usage), reasoning)
+    thought = reasoning if isinstance(reasoning, str) else None
+    return Reply(prompt, sample, _text(message.get("content")), _reason(choice), *_counts(choice, usage), thought)
 
 
 class RowStream:
@@ -303,6 +314,8 @@ class RowStream:
             raise Malformed(f"a chunk of the stream is not a JSON object: {_shown(payload)}") from exc
         if choices is None:
             raise _stream_failure(body, payload)
+        if not isinstance(choices, list):
+            raise Malformed(f'a chunk of the stream has no list of "choices": {_shown(payload)}')
         for choice in choices:
             index = _index(choice, self._slots)
             parts = self._parts[index]
@@ -311,7 +324,7 @@ class RowStream:
             if text := _text(choice.get("text")):
                 self.chunks += 1
                 parts.append(text)
-            if reason := choice.get("finish_reason"):
+            if reason := _reason(choice):
                 self._parts[index] = None
                 self._finish(index, "".join(parts), reason, body.get("usage"), finished)
 
@@ -320,8 +333,7 @@ class RowStream:
             self.aborted = True
             return
         prompt, sample = divmod(index, self._n)
-        usage = usage if isinstance(usage, dict) else {}
-        reply = Reply(prompt, sample, text, reason, usage.get("prompt_tokens"), usage.get("completion_tokens"), None)
+        reply = Reply(prompt, sample, text, reason, *_counts({}, usage), None)
         if self._n == 1:
             finished.append(reply)
             return
