@@ -53,8 +53,9 @@ def test_a_prompt_that_kills_engines_fails_alone():
         assert bad.index.tolist() == [1234]
         assert "connection" in bad["response_error"].iloc[0]
         assert right(answers.drop(index=1234))
-        assert bad["response_attempts"].iloc[0] <= 3
-        assert pool.last_run.failed_requests <= 6, "the row's three requests, and what died beside them"
+        met = [e.name for e in pool.last_run.endpoints if e.failures]
+        assert len(met) <= 3, "three endpoints meet it; each twice at most, since a reused connection may be stale"
+        assert bad["response_attempts"].iloc[0] <= 6
         assert df.swarm.scatter("{i}")["response"].notna().all(), "none is lost for good"
 
 

@@ -214,6 +214,7 @@ def generated(endpoint):
     return int(re.search(r"^swarmkit:prompts_total\{.*\} (\d+)", text, re.MULTILINE)[1])
 
 
+@pytest.mark.long
 @pytest.mark.timeout(300)
 def test_killed_at_random_moments_it_ends_like_an_undisturbed_run(steady, store, tmp_path):
     rng = random.Random(7)
