@@ -112,11 +112,21 @@ def test_a_kernel_interrupt_stops_the_run_and_spares_the_local_endpoints(kernel)
         """,
         after_start=lambda: threading.Thread(target=press).start(),
     )
+    taken = time.monotonic() - pressed[0]
     assert error == "ScatterInterrupted"
-    assert time.monotonic() - pressed[0] < 1.5
+    assert taken < 1.0
     text, error = run_cell(
         client,
         """
+        import re, time, urllib.request
+        def busy(e):
+            request = urllib.request.Request(e.url + "/metrics", headers={"Authorization": "Bearer " + e.key()})
+            text = urllib.request.urlopen(request).read().decode()
+            return sum(map(int, re.findall(r"^vllm:num_requests_(?:running|waiting){.*} ([0-9]+)", text, re.M)))
+        deadline = time.monotonic() + 2
+        while any(map(busy, swarm.endpoints)) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert not any(map(busy, swarm.endpoints))
         done = sk.last_run().partial()
         finished = done.response.notna()
         print(len(done), 0 < finished.sum() < 400, set(done.response_error[~finished]))
