@@ -28,6 +28,7 @@ from .wire import Malformed, RowStream, StreamFailed, decode, encode, path_of
 __all__ = ["Dispatch", "Way"]
 
 _CLOSING_S = 1.0
+_MISSES = 4  # a busy vLLM may take 30 s to answer /health
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +122,7 @@ class Dispatch:
         self._quiet_s = quiet_s
         self._heard: dict[int, tuple[int, float]] = {}  # ticket: endpoint, and when its last byte came
         self._lost: dict[int, Failure] = {}  # tickets given up by the watch
+        self._misses: dict[int, int] = {}  # endpoint: checks in a row without an answer
         self._indexes = {e.name: i for i, e in enumerate(endpoints)}
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._timers: set[asyncio.TimerHandle] = set()
@@ -215,19 +217,24 @@ class Dispatch:
                 check.cancel()
 
     async def _check(self, index: int) -> None:
-        """Knock on a silent endpoint's door. Nobody home: its requests are lost, whatever their timeout is. A slow
-        answer, or any answer at all, means that it is busy."""
+        """Knock on a silent endpoint's door. Nobody home, or nobody opens time after time: its requests are lost,
+        whatever their timeout is. Any answer means that it is busy, and so may a few missing ones."""
         endpoint = self._endpoints[index]
         try:
             await self._transport.get(endpoint, "/health", timeout=self._quiet_s)
         except EndpointError as exc:
-            if exc.failure.kind not in (FailureKind.CONNECT, FailureKind.SERVER):
-                return
-            why = f"silent for {self._quiet_s:g} s, and its /health says: {exc.failure.describe()}"
-            for ticket, (asked, heard) in list(self._heard.items()):
-                if asked == index and heard < time.monotonic() - self._quiet_s:
-                    self._lost[ticket] = Failure(FailureKind.DISCONNECT, why, endpoint.name)
-                    self._tasks[ticket].cancel()
+            kind = exc.failure.kind
+            self._misses[index] = self._misses.get(index, 0) + 1 if kind is FailureKind.HANG else 0
+            if kind in (FailureKind.CONNECT, FailureKind.SERVER) or self._misses[index] >= _MISSES:
+                self._give_up(index, f"silent for {self._quiet_s:g} s, and its /health says: {exc.failure.describe()}")
+        else:
+            self._misses[index] = 0
+
+    def _give_up(self, index: int, why: str) -> None:
+        for ticket, (asked, heard) in list(self._heard.items()):
+            if asked == index and heard < time.monotonic() - self._quiet_s:
+                self._lost[ticket] = Failure(FailureKind.DISCONNECT, why, self._endpoints[index].name)
+                self._tasks[ticket].cancel()
 
     # ---- one request ------------------------------
 

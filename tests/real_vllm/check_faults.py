@@ -1,4 +1,4 @@
-"""Real vLLM servers stopped and killed in the middle of a batch.
+"""Real vLLM servers stopped, killed and paused in the middle of a batch.
 
 Run by ``pytest tests/real_vllm/check_faults.py`` after ``python tests/real_vllm/serve.py setup``: it starts servers of
 its own, two for each fault.
@@ -29,13 +29,13 @@ def prompts_finished(url):
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("how", ["SIGTERM", "SIGKILL"])
+@pytest.mark.parametrize("how", ["SIGTERM", "SIGKILL", "SIGSTOP"])
 def test_rows_delivered_before_a_server_died_are_kept_and_only_the_others_sent_again(how):
     df = pd.DataFrame({"i": range(ROWS)})
     with (
         server("tiny") as doomed,
         server("tiny") as other,
-        sk.connect([doomed.url, other.url], retry=sk.RetryPolicy(quiet_s=5.0)),
+        sk.connect([doomed.url, other.url], retry=sk.RetryPolicy(quiet_s=3.0)),
     ):
         options = {"max_tokens": TOKENS, "temperature": 0, "ignore_eos": True, "details": True}
         df.iloc[:2].swarm.scatter("warm up {i}", **options)
@@ -46,6 +46,8 @@ def test_rows_delivered_before_a_server_died_are_kept_and_only_the_others_sent_a
             name = doomed.url.removeprefix("http://")
             if doomed_is_up(doomed) and sum((f["response_endpoint"] == name).sum() for f in answers) > 20:
                 kill(doomed, how)
+        if how == "SIGSTOP":
+            os.killpg(doomed.pid, signal.SIGCONT)  # so that it can be stopped
         run = sk.last_run()
         served_by_other = prompts_finished(other.url) - before
     rows = pd.concat(answers)
