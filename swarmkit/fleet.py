@@ -8,7 +8,6 @@ work runs out ("guided self-scheduling", Polychronopoulos and Kuck 1987, weighed
 
 from __future__ import annotations
 
-import heapq
 import math
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
@@ -46,12 +45,6 @@ class Endpoint:
         Faults, openings of the breaker and "queue full" answers since its last success.
     rest_until : float
         Not to be sent anything before this time.
-    opened_at : float
-        When the breaker opened last: what was sent before belongs to the same incident.
-    blames : int
-        Faults in the whole run.
-    clean : bool
-        Ready, proven, never blamed and not busy: where rows go that may have killed an engine. Kept by the fleet.
     """
 
     max_bite: int
@@ -67,9 +60,6 @@ class Endpoint:
     opens: int = 0
     busy: int = 0
     rest_until: float = 0.0
-    opened_at: float = -math.inf
-    blames: int = 0
-    clean: bool = False
 
     @property
     def ready(self) -> bool:
@@ -112,13 +102,8 @@ class Fleet(list[Endpoint]):
         self._retry = retry
         self._draw = draw
         self.ready = sum(e.ready for e in self)
-        self._out = 0
-        self._clean = 0
-        self._rate_sum = 0.0  # of the endpoints that are ready, as is the next
+        self._rate_sum = 0.0
         self._rated = 0
-        self._ward: int | None = None
-        self._ward_blames = 0
-        self._alarms: list[tuple[float, int]] = []  # when rests are over
 
     # ---- books ------------------------------
 
@@ -135,19 +120,14 @@ class Fleet(list[Endpoint]):
         e = self[index]
         e.held -= rows
         e.done += rows
-        if not e.proven or e.busy or e.breaker is not Breaker.CLOSED:
-            e.proven, e.busy = True, 0
+        e.proven = True
+        e.faults = e.opens = e.busy = 0
+        e.max_bite = min(self.max_size, e.max_bite * 2)
+        if e.breaker is not Breaker.CLOSED:
             self._signal(e, Signal.SUCCESS)
-        e.faults = e.opens = 0
         busy = e.busy_s + now - e.busy_since
         if busy > 0 and e.done:
             self._set_rate(e, e.done / busy)
-
-    def ended(self, index: int, rows: int) -> None:
-        """A request with so many rows was answered in full: one a little larger may be taken, too."""
-        e = self[index]
-        if e.max_bite <= rows < self.max_size:
-            e.max_bite = min(self.max_size, e.max_bite + max(1, e.max_bite // 8))
 
     def excused(self, index: int) -> None:
         """A row that an endpoint holds has been answered by another."""
@@ -162,147 +142,89 @@ class Fleet(list[Endpoint]):
             e.busy_s += now - e.busy_since
 
     def _set_rate(self, e: Endpoint, rate: float) -> None:
-        if e.ready:
-            self._rated += (rate > 0) - (e.rate > 0)
-            self._rate_sum += rate - e.rate
+        self._rated += (rate > 0) - (e.rate > 0)
+        self._rate_sum += rate - e.rate
         e.rate = rate
 
     # ---- health ------------------------------
 
-    def failed(
-        self, index: int, failure: Failure, rows: int, sent_at: float, now: float, suspect: bool = False
-    ) -> float | None:
-        """A request with so many rows failed; return when the endpoint is to be looked at again, if it rests.
-
-        A row under suspicion (``suspect``) is blamed itself; the breaker counts the fault all the same.
-        """
+    def failed(self, index: int, failure: Failure, rows: int, now: float) -> float | None:
+        """A request with so many rows failed; return when the endpoint is to be looked at again, if it rests."""
         e, reaction = self[index], REACTIONS[failure.kind]
-        blamed, trips, at = reaction.blamed, reaction.trips, None
         if failure.kind is FailureKind.DENIED:
             self._signal(e, Signal.DENIED)
+            return None
+        blamed, trips = reaction.blamed, reaction.trips
         if failure.kind is FailureKind.BUSY:
             e.busy += 1
             e.max_bite = max(1, rows // 2)
             blamed = trips = e.busy >= self._retry.max_busy
-            self._count_clean(e)
-        # What was sent before the breaker opened tells nothing new: one incident opens it once.
-        if blamed and (e.breaker is Breaker.CLOSED or sent_at > e.opened_at):
-            e.blames += not suspect
-            at = self._fault(index, trips, now)
-        if reaction.pause and e.breaker is not Breaker.OUT:
+        if blamed:
+            return self._fault(e, trips, now)
+        if reaction.pause:
             pause = backoff_s(max(e.busy, 1), self._retry, self._draw())
-            at = self._rest(index, failure.retry_after_s or pause, now)
-        return at
+            return self._rest(e, failure.retry_after_s or pause, now)
+        return None
 
-    def _fault(self, index: int, trips: bool, now: float) -> float | None:
-        e = self[index]
+    def _fault(self, e: Endpoint, trips: bool, now: float) -> float | None:
         e.faults += 1
         was = e.breaker
         self._signal(e, Signal.TRIP if trips or e.faults >= self._retry.breaker_threshold else Signal.FAULT)
         if e.breaker is not Breaker.OPEN or was is Breaker.OPEN:
             return None
         e.opens += 1
-        e.opened_at = now
         if e.opens >= self._retry.max_opens:
             self._signal(e, Signal.DENIED)
             return None
-        return self._rest(index, backoff_s(e.opens, self._retry, self._draw()), now)
+        return self._rest(e, backoff_s(e.opens, self._retry, self._draw()), now)
 
     def rest(self, index: int, now: float) -> float:
         """Give an endpoint its first pause; return when it is over."""
-        return self._rest(index, backoff_s(1, self._retry, self._draw()), now)
+        return self._rest(self[index], backoff_s(1, self._retry, self._draw()), now)
 
-    def _rest(self, index: int, pause: float, now: float) -> float:
-        e = self[index]
+    def _rest(self, e: Endpoint, pause: float, now: float) -> float:
         e.rest_until = max(e.rest_until, now + pause)
-        heapq.heappush(self._alarms, (e.rest_until, index))
         return e.rest_until
 
     def rested(self, now: float) -> list[int]:
-        """The endpoints whose rest is over since the last call."""
-        rested = []
-        while self._alarms and self._alarms[0][0] <= now:
-            e = self[index := heapq.heappop(self._alarms)[1]]
-            if e.rest_until > now:
-                continue
-            if e.breaker is Breaker.OPEN:
+        """The endpoints that may be sent something again."""
+        for e in self:
+            if e.breaker is Breaker.OPEN and e.rest_until <= now:
                 self._signal(e, Signal.PAUSE_OVER)
-            if e.ready:
-                rested.append(index)
-        return rested
+        return [i for i, e in enumerate(self) if e.ready and e.rest_until <= now]
 
     def _signal(self, e: Endpoint, signal: Signal) -> None:
-        was = e.breaker
-        if e.ready:
-            self.ready -= 1
-            self._rated -= e.rate > 0
-            self._rate_sum -= e.rate
-        e.breaker = BREAKER[was, signal]
-        if e.ready:
-            self.ready += 1
-            self._rated += e.rate > 0
-            self._rate_sum += e.rate
-        self._out += (e.breaker is Breaker.OUT) - (was is Breaker.OUT)
-        self._count_clean(e)
-
-    def _count_clean(self, e: Endpoint) -> None:
-        clean = e.ready and e.proven and not e.blames and not e.busy
-        self._clean += clean - e.clean
-        e.clean = clean
-
-    # ---- who else ------------------------------
+        was = e.ready
+        e.breaker = BREAKER[e.breaker, signal]
+        self.ready += e.ready - was
+        if e.breaker is Breaker.OUT:
+            self._set_rate(e, 0.0)
 
     @property
     def gone(self) -> bool:
         """Whether every endpoint is out for the run."""
-        return self._out == len(self)
+        return not self.ready and all(e.breaker is Breaker.OUT for e in self)
 
     def others_ready(self, avoid: Collection[int]) -> bool:
         """Whether an endpoint besides these is ready."""
         return self.ready > sum(self[i].ready for i in avoid)
-
-    def others_clean(self, avoid: Collection[int]) -> bool:
-        """Whether an endpoint besides these has never been at fault."""
-        return self._clean > sum(self[i].clean for i in avoid)
-
-    def others_left(self, index: int) -> bool:
-        """Whether an endpoint besides this one is not out: it may come back."""
-        return len(self) - self._out > (self[index].breaker is not Breaker.OUT)
-
-    def fit(self, index: int, now: float) -> bool:
-        """Whether an endpoint may be sent anything now."""
-        e = self[index]
-        return e.ready and e.rest_until <= now and not (e.breaker is Breaker.HALF_OPEN and e.requests)
-
-    def ward(self, but: int | None, now: float) -> int | None:
-        """The one endpoint that meets rows under suspicion: the fastest of those with the fewest faults of their
-        own, and the same one as long as it is well. Never ``but``."""
-        ward = self._ward
-        if ward is not None and ward != but and self.fit(ward, now) and self[ward].blames <= self._ward_blames:
-            return ward
-        fit = (i for i, e in enumerate(self) if e.ready and e.rest_until <= now and i != but)
-        self._ward = min(fit, key=lambda i: (self[i].blames, -self[i].rate), default=None)
-        self._ward_blames = self[self._ward].blames if self._ward is not None else 0
-        return self._ward
 
     # ---- room ------------------------------
 
     def room(self, index: int, left: int, now: float) -> int:
         """Rows an endpoint may be sent in one request now, with ``left`` rows unfinished in the run; 0: none."""
         e = self[index]
-        if not self.fit(index, now):
+        if not e.ready or e.rest_until > now:
             return 0
         size = min(self.max_size, e.max_bite)
         if e.breaker is Breaker.HALF_OPEN:
-            return max(1, size // 10)
+            return 0 if e.requests else max(1, size // 10)
         first = max(self.max_size, _FIRST_ROWS)
-        if e.requests >= (self._max_in_flight if e.proven else min(self._max_in_flight, first // self.max_size)):
+        if e.requests >= (self._max_in_flight if e.proven else first // self.max_size):
             return 0
         # As in TCP's slow start every row delivered opens the window by one, so that an endpoint whose speed is
         # not known yet is trusted with little.
-        known = e.rate and 2 * self._rated >= self.ready
-        share = math.ceil(self.share(index, left) * _SLACK) if known else left
-        hold = min(self.max_size * self._max_in_flight, first + 2 * e.done, share)
+        hold = min(self.max_size * self._max_in_flight, first + e.done, self._share(e, left))
         free = hold - e.held
         # Rows finish one by one. Topping up by as few as have just finished would shred the work into tiny
         # requests, so an endpoint that holds work waits until a whole batch, or half its share, fits.
@@ -310,11 +232,10 @@ class Fleet(list[Endpoint]):
             return 0
         return min(size, max(free, 0 if e.held else 1))
 
-    def share(self, index: int, rows: int) -> int:
-        """An endpoint's part, by speed, of so many rows; an equal part while speeds are not known."""
-        e = self[index]
-        if not e.rate or 2 * self._rated < self.ready:
-            return math.ceil(rows / max(1, self.ready))
+    def _share(self, e: Endpoint, left: int) -> int:
+        """Rows that are an endpoint's part, by speed, of all that is left."""
+        if self.ready < 2 or not e.rate or 2 * self._rated < self.ready:
+            return left
         mean = self._rate_sum / self._rated
         total = self._rate_sum + mean * max(0, self.ready - self._rated)
-        return math.ceil(rows * e.rate / total)
+        return math.ceil(left * e.rate / total * _SLACK)
