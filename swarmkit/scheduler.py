@@ -212,6 +212,7 @@ class Scheduler:
         self.attempts = bytearray(size)
         self.counts = Counts()
         self._faulted: dict[int, int] = {}
+        self._staled: set[int] = set()  # rows that have met a connection closed by the server
         self._parcels: deque[_Parcel] = deque()
         self._quarantine: deque[_Parcel] = deque()
         self._ward: int | None = None  # the one endpoint that meets suspects
@@ -307,11 +308,15 @@ class Scheduler:
     def _failed(self, flight: _Flight, failure: Failure) -> None:
         index = flight.batch.endpoint
         self._land(flight)
-        if failure.kind is FailureKind.STALE and flight.same_again:  # a fresh connection was to be expected
-            failure = replace(failure, kind=FailureKind.DISCONNECT)
+        if failure.kind is FailureKind.STALE:
+            if not self._staled.isdisjoint(flight.unfinished):
+                failure = replace(failure, kind=FailureKind.DISCONNECT)  # a second time is no accident
+            self._staled.update(flight.unfinished)
         self._last_failure = failure
         if (at := self._fleet.failed(index, failure, len(flight.batch.rows), self._now)) is not None:
             self._out.append(Wake(at))
+        if flight.same_again and failure.kind is FailureKind.CONNECT:
+            failure = replace(failure, kind=FailureKind.DISCONNECT)  # the rows were with it when it went
         rows = tuple(
             r
             for r in flight.batch.rows
@@ -336,8 +341,10 @@ class Scheduler:
     def _resend(self, flight: _Flight, rows: tuple[int, ...], failure: Failure) -> None:
         index, parcel, where = flight.batch.endpoint, flight.parcel or _Parcel(rows), REACTIONS[failure.kind].rows
         self.counts.retries += 1
-        if where == "same":
+        if where == "same" and self._fleet.room(index, self._left, self._now):
             self._send(index, rows, flight.parcel, same_again=True)
+        elif where == "same":
+            self._parcels.appendleft(replace(parcel, rows=rows))
         elif where == "halve":
             self._halve(index, rows, parcel, failure)
         elif where == "any" and flight.parcel is None:
