@@ -117,6 +117,7 @@ _PATIENCE = 3.0  # a row out for so many times what rows usually take is held up
 _LEAST_PATIENCE_S = 0.5  # quicker than this nobody waits
 _COPIED_SHARE = 10  # one row in ten may be copied, at most
 _DEADLY = (FailureKind.DISCONNECT, FailureKind.SERVER, FailureKind.HANG)  # what an engine's death looks like
+_NOBODY = (None, None)  # has refused a row
 _MAX_DEATHS = 3  # a row that was there so often fails
 _FEW = 10  # or so many, in short runs; and so many must have come before anything is called usual
 
@@ -203,6 +204,7 @@ class Scheduler:
         self.attempts = bytearray(size)
         self.counts = Counts()
         self._faulted: dict[int, int] = {}  # faults that rows have met, against their budget
+        self._staled: set[int] = set()  # rows that have met a connection closed by the server
         self._deaths: dict[int, int] = {}  # those of them that look like the death of the engine
         self._refusals: dict[int, tuple[int, Failure]] = {}  # lone rows: who refused them, in which words
         self._parcels = Parcels()
@@ -303,14 +305,18 @@ class Scheduler:
 
     def _failed(self, flight: _Flight, failure: Failure) -> None:
         index = flight.batch.endpoint
-        if failure.kind is FailureKind.STALE and flight.same_again:
-            failure = replace(failure, kind=FailureKind.DISCONNECT)  # a second time is no accident
+        if failure.kind is FailureKind.STALE:
+            if not self._fleet[index].ready or not self._staled.isdisjoint(flight.unfinished):
+                failure = replace(failure, kind=FailureKind.DISCONNECT)  # it went down, or a second time: no accident
+            self._staled |= flight.unfinished
         suspect = self._suspect == flight.batch.ticket
         self._land(flight)
         self._last_failure = failure
         at = self._fleet.failed(index, failure, len(flight.batch.rows), flight.sent_at, self._now, suspect)
         if at is not None:
             self._wake(at)
+        if flight.same_again and failure.kind is FailureKind.CONNECT:
+            failure = replace(failure, kind=FailureKind.DISCONNECT)  # the rows were with it when it went
         rows = tuple(r for r in flight.batch.rows if r in flight.unfinished and not self._settled[r])
         if REACTIONS[failure.kind].attempt:
             rows = self._spend_attempts(rows, failure)
@@ -374,9 +380,6 @@ class Scheduler:
             return ()
         return (row,)
 
-    def _refused_by(self, row: int) -> int | None:
-        return self._refusals[row][0] if row in self._refusals else None
-
     def _give_up_second_opinions(self) -> None:
         """An endpoint is lost: refused rows fail if only the one that refused them is left."""
         for parcel in (*self._parcels, *self._quarantine):
@@ -438,14 +441,13 @@ class Scheduler:
             self._quarantine.popleft()
         if not self._quarantine or self._suspect is not None:
             return None
-        return self._fleet.ward(self._refused_by(self._quarantine[0].rows[0]), self._now)
+        return self._fleet.ward(self._refusals.get(self._quarantine[0].rows[0], _NOBODY)[0], self._now)
 
     def _better_elsewhere(self, index: int, parcel: Parcel) -> bool:
         """Whether these rows had rather wait for another endpoint. Rows that were in a death go where there was
         none so far, so that they are not suspected for the faults of their hosts."""
-        if self._refused_by(parcel.rows[0]) == index or (
-            index in parcel.avoid and self._fleet.others_ready(parcel.avoid)
-        ):
+        refused_by = self._refusals.get(parcel.rows[0], _NOBODY)[0]
+        if refused_by == index or (index in parcel.avoid and self._fleet.others_ready(parcel.avoid)):
             return True
         died = parcel.rows[0] in self._deaths
         return died and not self._fleet[index].clean and self._fleet.others_clean(parcel.avoid)
@@ -474,8 +476,7 @@ class Scheduler:
         """Hand the rows that have been out for too long to the idle endpoints, in even parts."""
         self._look_at = math.inf
         late = self._now - self._patience_s
-        held_up = (f for f in self._flights.values() if f.sent_at < late)
-        flights = sorted(held_up, key=lambda f: f.sent_at)
+        flights = sorted((f for f in self._flights.values() if f.sent_at < late), key=lambda f: f.sent_at)
         idle = [i for i in self._hungry if self._fleet.room(i, self._left, self._now)]
         rows = [
             (r, f)

@@ -40,6 +40,7 @@ class Trouble:
     share: float = 0.0
     retry_after_s: float | None = None
     kills_engine: float | None = None
+    reused: bool = False  # of a killer: at its first meeting with an engine it looks like a stale connection
 
 
 Fault = Callable[[Batch, random.Random], "Trouble | tuple[FailureKind, float, float] | None"]
@@ -84,7 +85,7 @@ class Outcome:
     attempts: bytes = b""
     met: dict = field(default_factory=dict)  # row -> endpoints it was sent to, in order
     saw: dict = field(default_factory=dict)  # row -> Counter of the failures it met
-    kills: Counter = field(default_factory=Counter)  # row -> engines it killed
+    kills: dict = field(default_factory=dict)  # row -> engines it killed
     copied: Counter = field(default_factory=Counter)  # row -> times it went out while another request held it
     sizes: list = field(default_factory=list)
     events: int = 0
@@ -273,7 +274,10 @@ class Virtual:
             killer = next((row for row in batch.rows if row in self.killers), None)
             if killer is not None:
                 trouble = self.killers[killer]
-                self.outcome.kills[killer] += 1
+                met = self.outcome.kills.setdefault(killer, set())
+                if trouble.reused and batch.endpoint not in met:  # the client takes it for a stale connection
+                    trouble = Trouble(FailureKind.STALE, trouble.after_s)
+                met.add(batch.endpoint)
         if trouble is None:
             self.at(self.now + server.latency_s, self.begin, server, ticket)
             return
@@ -401,25 +405,23 @@ class Virtual:
         for row, saw in run.saw.items():
             # The budget of a row. Each request after its first is the consequence of a failure, or its one copy.
             assert len(run.met[row]) <= 1 + saw.total() + run.copied[row], f"row {row} went out for no reason"
-            # Faults: the budget; where two requests carried the row, one more may fail after it was spent. Every
-            # second stale connection in a row is a fault too.
+            # Faults: the budget; where two requests carried the row, one more may fail after it was spent.
             faults = sum(n for kind, n in saw.items() if REACTIONS[kind].attempt)
             assert faults <= retry.max_attempts + run.copied[row], f"row {row}: {faults} faults"
-            # every second one on end is a fault; the first one goes out again at once
-            others = saw.total() - saw[FailureKind.STALE]
-            assert saw[FailureKind.STALE] <= 2 * retry.max_attempts + others + 2
+            # The first stale connection of a row is free, the others are faults of all rows of the request.
+            assert saw[FailureKind.STALE] <= retry.max_attempts + 1 + run.copied[row]
             # Refusals: a whole batch, its halves, the row alone, one other endpoint; a copy rides with others.
             halvings = math.ceil(math.log2(self.max_size)) + 1
             assert saw[FailureKind.REJECTED] <= (1 + run.copied[row]) * halvings + 1, f"row {row}: {saw}"
             assert saw[FailureKind.DENIED] <= len(self.servers)
         for row, kills in run.kills.items():
-            assert kills <= 3, f"row {row} killed {kills} engines"
+            assert len(kills) <= 3, f"row {row} killed {len(kills)} engines"
         for row, failure in run.failed.items():
             saw = run.saw.get(row, Counter())
             if failure.kind is FailureKind.REJECTED:
                 assert saw[FailureKind.REJECTED], f"row {row} was refused by nobody"
             else:
-                stale = saw[FailureKind.STALE] // 2
+                stale = saw[FailureKind.STALE] and saw[FailureKind.STALE] + saw[FailureKind.CONNECT]
                 deaths = sum(saw[kind] for kind in KILLS) + stale
                 faults = sum(n for kind, n in saw.items() if REACTIONS[kind].attempt) + stale
                 assert faults >= retry.max_attempts or deaths >= 3, f"row {row} gave up early: {failure} {saw}"

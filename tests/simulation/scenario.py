@@ -119,7 +119,7 @@ class Scenario:
             kill = replace(kill, kills_engine=rng.choice([0.0, 1.0, 60.0]))
         elif kill.kind is FailureKind.HANG:
             kill = replace(kill, after_s=timeout_s)
-        self.kill = kill
+        self.kill = kill = replace(kill, reused=kill.kind is not FailureKind.HANG and rng.random() < 0.3)
         tight = (
             {r: rng.choice([128, 200, 300]) for r in range(rows) if rng.random() < 0.1} if rng.random() < 0.2 else {}
         )
