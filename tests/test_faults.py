@@ -161,7 +161,8 @@ TABLE = [
     Row("silence once", "silence:first=1", ALL, K.HANG, "nothing came for 0.6 s", timeout=0.6, attempts=3),
     Row("slow drip, rows", "drip:seconds=0.03", timeout=1.0, deliveries=("rows",), attempts=1),
     Row("slow drip, whole reply", "drip:seconds=0.1", timeout=1.0, deliveries=("batch",), attempts=1),
-    Row("silent and refusing", alone=GONE, kinds=frozenset({K.DISCONNECT, K.CONNECT}), says="silent for 0.2 s|refused|reset",
+    Row("silent and refusing", alone=GONE, kinds=frozenset({K.DISCONNECT, K.CONNECT}),
+        says="silent for 0.2 s|refused|reset",
         script=go_silent, retry=replace(BRIEF, quiet_s=0.2), reaches=False),
     # Not an answer.
     Row("half a JSON body", "half_json", GONE, frozenset({K.MALFORMED, K.DISCONNECT}), "JSON|DONE"),
