@@ -355,7 +355,9 @@ def _split(engine: str, options: Mapping[str, Any]) -> tuple[dict[str, Any], dic
 
 
 def _plain(value: Any) -> dict[str, Any]:
-    return dataclasses.asdict(value) if dataclasses.is_dataclass(value) else dict(value)  # type: ignore[arg-type]
+    if dataclasses.is_dataclass(value):
+        return dataclasses.asdict(value)  # type: ignore[arg-type] # an instance here, never the class
+    return dict(value)
 
 
 def _faults(faults: Iterable[Fault | str]) -> list[Fault]:
