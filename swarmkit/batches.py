@@ -7,10 +7,12 @@ in order of the room they leave, so that a short budget is forced on as few neig
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+import heapq
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
 
-__all__ = ["Sizing", "halves", "home_queues"]
+__all__ = ["Parcel", "Parcels", "Queues", "Sizing", "halves", "home_queues"]
 
 MIN_BUDGET = 128
 """Tokens a tight row is given at least, while the context allows: the estimate may be too high."""
@@ -103,6 +105,118 @@ def home_queues(
     for queue, late in zip(roomy, tight, strict=True):
         queue += sorted(late, key=lambda r: -budgets[r])
     return roomy, budgets
+
+
+class Queues:
+    """The rows that were not sent yet, in a queue an endpoint.
+
+    Parameters
+    ----------
+    queues : iterable of iterable of int
+        Per endpoint, the positions it starts with (``home_queues``).
+    tight : collection of int
+        Rows that may not share a request with others.
+
+    Attributes
+    ----------
+    unsent : int
+        Rows in all queues together.
+
+    Examples
+    --------
+    >>> queues = Queues([[0, 2, 4], [1]], tight={4})
+    >>> queues.take(0, 10), queues.steal(10), queues.steal(10), queues.unsent
+    ((0, 2), (4,), (1,), 0)
+    """
+
+    def __init__(self, queues: Iterable[Iterable[int]], tight: Collection[int]) -> None:
+        self._queues = [deque(q) for q in queues]
+        self._tight = tight
+        self.unsent = sum(map(len, self._queues))
+        # Lengths, the longest first, as they were when last looked at: queues shrink, so an entry that is still
+        # right when it comes to the top belongs to the longest one. Looking at all queues at every theft would
+        # cost a large fleet more than the rest of the scheduler.
+        self._longest = [(-len(q), i) for i, q in enumerate(self._queues)]
+        heapq.heapify(self._longest)
+
+    def __getitem__(self, index: int) -> deque[int]:
+        return self._queues[index]
+
+    def take(self, index: int, size: int) -> tuple[int, ...]:
+        """Up to ``size`` rows off the front of an endpoint's own queue."""
+        return self._cut(self._queues[index], size, from_end=False)
+
+    def steal(self, size: int) -> tuple[int, ...]:
+        """Up to ``size`` rows off the end of the longest queue."""
+        while self.unsent:
+            noted, index = self._longest[0]
+            length = len(self._queues[index])
+            if length == -noted:
+                return self._cut(self._queues[index], size, from_end=True)
+            if length:
+                heapq.heapreplace(self._longest, (-length, index))
+            else:
+                heapq.heappop(self._longest)
+        return ()
+
+    def put_back(self, index: int, rows: Sequence[int]) -> None:
+        """Rows that were not worked on return to the front of a queue."""
+        self._queues[index].extendleft(reversed(rows))
+        self.unsent += len(rows)
+        heapq.heappush(self._longest, (-len(self._queues[index]), index))
+
+    def _cut(self, queue: deque[int], size: int, *, from_end: bool) -> tuple[int, ...]:
+        """Rows off one end, tight ones never mixed with roomy ones."""
+        if not queue:
+            return ()
+        pop, end = (queue.pop, -1) if from_end else (queue.popleft, 0)
+        rows = [pop()]
+        if not self._tight:
+            rows += [pop() for _ in range(min(size - 1, len(queue)))]
+        else:
+            tight = rows[0] in self._tight
+            while queue and len(rows) < size and (queue[end] in self._tight) == tight:
+                rows.append(pop())
+        if from_end:
+            rows.reverse()
+        self.unsent -= len(rows)
+        return tuple(rows)
+
+
+@dataclass(frozen=True, slots=True)
+class Parcel:
+    """Rows that failed somewhere and travel on together.
+
+    Attributes
+    ----------
+    rows : tuple of int
+        Their positions.
+    avoid : frozenset of int
+        Endpoints that failed them: others come first.
+    alone : bool
+        Whether it is a row under suspicion, from quarantine.
+    """
+
+    rows: tuple[int, ...]
+    avoid: frozenset[int] = frozenset()
+    alone: bool = False
+
+
+class Parcels(deque[Parcel]):
+    """Parcels that wait for an endpoint."""
+
+    def take(self, room: int, wanted: Callable[[int], bool], passes: Callable[[Parcel], bool]) -> Parcel | None:
+        """Up to ``room`` rows that are still ``wanted`` off the first parcel that the taker does not pass over."""
+        for _ in range(len(self)):
+            parcel = self.popleft()
+            rows = tuple(r for r in parcel.rows if wanted(r))
+            if rows and not passes(parcel):
+                if len(rows) > room:
+                    self.appendleft(replace(parcel, rows=rows[room:]))
+                return replace(parcel, rows=rows[:room])
+            if rows:
+                self.append(parcel)
+        return None
 
 
 def halves(rows: Sequence[int]) -> list[tuple[int, ...]]:

@@ -1,13 +1,15 @@
 """The endpoints of a run as the scheduler sees them: how fast, how full, how well.
 
 How much an endpoint may hold: one request until it has answered, then more with every row it delivers, up to
-``max_in_flight`` requests, and never more rows than its share, by measured speed, of all that is left (with a
-little slack). That share keeps a slow endpoint from sitting on the end of a run, and makes requests small as the
-work runs out ("guided self-scheduling", Polychronopoulos and Kuck 1987, weighed by speed).
+``max_in_flight`` requests, and never more rows than it finishes by the time the whole run can be over, by the speeds
+measured so far. Near the end an endpoint that needs longer for one row than the others for all that is left gets
+nothing. That keeps a slow endpoint from sitting on the end of a run, and makes requests small as the work runs out
+("guided self-scheduling", Polychronopoulos and Kuck 1987, weighed by speed).
 """
 
 from __future__ import annotations
 
+import heapq
 import math
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
@@ -17,7 +19,6 @@ from .records import Failure, FailureKind
 
 __all__ = ["Endpoint", "Fleet"]
 
-_SLACK = 1.25  # an endpoint may hold this much more than its share: rates are estimates
 _FIRST_ROWS = 32  # an endpoint may hold so many rows, or one request, before it has answered
 
 
@@ -39,12 +40,22 @@ class Endpoint:
         Seconds with requests in flight before the present spell, and when that began.
     rate : float
         Rows a second while busy; 0 while unknown.
+    row_s : float
+        Seconds a row takes there when it need not wait: the least that the rows of a request took on average.
+    ask_again_at : float
+        Until when it is left out because rows are finished sooner elsewhere; 0 if it is not.
     breaker : Breaker
         State of its circuit breaker.
     faults, opens, busy : int
         Faults, openings of the breaker and "queue full" answers since its last success.
     rest_until : float
         Not to be sent anything before this time.
+    opened_at : float
+        When the breaker opened last: what was sent before belongs to the same incident.
+    blames : int
+        Faults in the whole run.
+    clean : bool
+        Ready, proven, never blamed and not busy: where rows go that may have killed an engine. Kept by the fleet.
     """
 
     max_bite: int
@@ -55,11 +66,16 @@ class Endpoint:
     busy_since: float = 0.0
     busy_s: float = 0.0
     rate: float = 0.0
+    row_s: float = math.inf
+    ask_again_at: float = 0.0
     breaker: Breaker = Breaker.CLOSED
     faults: int = 0
     opens: int = 0
     busy: int = 0
     rest_until: float = 0.0
+    opened_at: float = -math.inf
+    blames: int = 0
+    clean: bool = False
 
     @property
     def ready(self) -> bool:
@@ -102,8 +118,15 @@ class Fleet(list[Endpoint]):
         self._retry = retry
         self._draw = draw
         self.ready = sum(e.ready for e in self)
-        self._rate_sum = 0.0
+        self._out = 0
+        self._clean = 0
+        self._rate_sum = 0.0  # of the endpoints that are ready, as is the next
         self._rated = 0
+        self._timed = 0.0  # the sum of the rates of those whose row_s is known
+        self._slots = 0.0  # the sum of rate times row_s: rows they work on at once
+        self._ward: int | None = None
+        self._ward_blames = 0
+        self._alarms: list[tuple[float, int]] = []  # when rests are over
 
     # ---- books ------------------------------
 
@@ -112,6 +135,7 @@ class Fleet(list[Endpoint]):
         e = self[index]
         if not e.requests:
             e.busy_since = now
+        e.ask_again_at = 0.0
         e.requests += 1
         e.held += rows
 
@@ -120,14 +144,25 @@ class Fleet(list[Endpoint]):
         e = self[index]
         e.held -= rows
         e.done += rows
-        e.proven = True
-        e.faults = e.opens = e.busy = 0
-        e.max_bite = min(self.max_size, e.max_bite * 2)
-        if e.breaker is not Breaker.CLOSED:
+        if not e.proven or e.busy or e.breaker is not Breaker.CLOSED:
+            e.proven, e.busy = True, 0
             self._signal(e, Signal.SUCCESS)
+        e.faults = e.opens = 0
         busy = e.busy_s + now - e.busy_since
         if busy > 0 and e.done:
-            self._set_rate(e, e.done / busy)
+            self._count(e, -1)
+            e.rate = e.done / busy
+            self._count(e, +1)
+
+    def ended(self, index: int, rows: int, row_s: float) -> None:
+        """A request with so many rows was answered in full, in ``row_s`` a row on average: that is what a row takes
+        if none was quicker, and one a little larger may be taken, too."""
+        e = self[index]
+        self._count(e, -1)
+        e.row_s = min(e.row_s, row_s)
+        self._count(e, +1)
+        if e.max_bite <= rows < self.max_size:
+            e.max_bite = min(self.max_size, e.max_bite + max(1, e.max_bite // 8))
 
     def excused(self, index: int) -> None:
         """A row that an endpoint holds has been answered by another."""
@@ -141,90 +176,150 @@ class Fleet(list[Endpoint]):
         if not e.requests:
             e.busy_s += now - e.busy_since
 
-    def _set_rate(self, e: Endpoint, rate: float) -> None:
-        self._rated += (rate > 0) - (e.rate > 0)
-        self._rate_sum += rate - e.rate
-        e.rate = rate
+    def _count(self, e: Endpoint, sign: int) -> None:
+        """Add an endpoint to the sums over those that are ready, or take it off."""
+        if e.ready:
+            self.ready += sign
+            if e.rate > 0:
+                self._rated += sign
+                self._rate_sum += sign * e.rate
+                if e.row_s < math.inf:
+                    self._timed += sign * e.rate
+                    self._slots += sign * e.rate * e.row_s
 
     # ---- health ------------------------------
 
-    def failed(self, index: int, failure: Failure, rows: int, now: float) -> float | None:
-        """A request with so many rows failed; return when the endpoint is to be looked at again, if it rests."""
+    def failed(
+        self, index: int, failure: Failure, rows: int, sent_at: float, now: float, suspect: bool = False
+    ) -> float | None:
+        """A request with so many rows failed; return when the endpoint is to be looked at again, if it rests.
+
+        A row under suspicion (``suspect``) is blamed itself; the breaker counts the fault all the same.
+        """
         e, reaction = self[index], REACTIONS[failure.kind]
+        blamed, trips, at = reaction.blamed, reaction.trips, None
         if failure.kind is FailureKind.DENIED:
             self._signal(e, Signal.DENIED)
-            return None
-        blamed, trips = reaction.blamed, reaction.trips
         if failure.kind is FailureKind.BUSY:
             e.busy += 1
             e.max_bite = max(1, rows // 2)
             blamed = trips = e.busy >= self._retry.max_busy
-        if blamed:
-            return self._fault(e, trips, now)
-        if reaction.pause:
+            self._count_clean(e)
+        # What was sent before the breaker opened tells nothing new: one incident opens it once.
+        if blamed and (e.breaker is Breaker.CLOSED or sent_at > e.opened_at):
+            e.blames += not suspect
+            at = self._fault(index, trips, now)
+        if reaction.pause and e.breaker is not Breaker.OUT:
             pause = backoff_s(max(e.busy, 1), self._retry, self._draw())
-            return self._rest(e, failure.retry_after_s or pause, now)
-        return None
+            at = self._rest(index, failure.retry_after_s or pause, now)
+        return at
 
-    def _fault(self, e: Endpoint, trips: bool, now: float) -> float | None:
+    def _fault(self, index: int, trips: bool, now: float) -> float | None:
+        e = self[index]
         e.faults += 1
         was = e.breaker
         self._signal(e, Signal.TRIP if trips or e.faults >= self._retry.breaker_threshold else Signal.FAULT)
         if e.breaker is not Breaker.OPEN or was is Breaker.OPEN:
             return None
         e.opens += 1
+        e.opened_at = now
         if e.opens >= self._retry.max_opens:
             self._signal(e, Signal.DENIED)
             return None
-        return self._rest(e, backoff_s(e.opens, self._retry, self._draw()), now)
+        return self._rest(index, backoff_s(e.opens, self._retry, self._draw()), now)
 
     def rest(self, index: int, now: float) -> float:
         """Give an endpoint its first pause; return when it is over."""
-        return self._rest(self[index], backoff_s(1, self._retry, self._draw()), now)
+        return self._rest(index, backoff_s(1, self._retry, self._draw()), now)
 
-    def _rest(self, e: Endpoint, pause: float, now: float) -> float:
+    def _rest(self, index: int, pause: float, now: float) -> float:
+        e = self[index]
         e.rest_until = max(e.rest_until, now + pause)
+        heapq.heappush(self._alarms, (e.rest_until, index))
         return e.rest_until
 
     def rested(self, now: float) -> list[int]:
-        """The endpoints that may be sent something again."""
-        for e in self:
-            if e.breaker is Breaker.OPEN and e.rest_until <= now:
+        """The endpoints whose rest is over since the last call."""
+        rested = []
+        while self._alarms and self._alarms[0][0] <= now:
+            e = self[index := heapq.heappop(self._alarms)[1]]
+            if e.rest_until > now:
+                continue
+            if e.breaker is Breaker.OPEN:
                 self._signal(e, Signal.PAUSE_OVER)
-        return [i for i, e in enumerate(self) if e.ready and e.rest_until <= now]
+            if e.ready:
+                rested.append(index)
+        return rested
 
     def _signal(self, e: Endpoint, signal: Signal) -> None:
-        was = e.ready
-        e.breaker = BREAKER[e.breaker, signal]
-        self.ready += e.ready - was
-        if e.breaker is Breaker.OUT:
-            self._set_rate(e, 0.0)
+        was = e.breaker
+        self._count(e, -1)
+        e.breaker = BREAKER[was, signal]
+        self._count(e, +1)
+        self._out += (e.breaker is Breaker.OUT) - (was is Breaker.OUT)
+        self._count_clean(e)
+
+    def _count_clean(self, e: Endpoint) -> None:
+        clean = e.ready and e.proven and not e.blames and not e.busy
+        self._clean += clean - e.clean
+        e.clean = clean
+
+    # ---- who else ------------------------------
 
     @property
     def gone(self) -> bool:
         """Whether every endpoint is out for the run."""
-        return not self.ready and all(e.breaker is Breaker.OUT for e in self)
+        return self._out == len(self)
 
     def others_ready(self, avoid: Collection[int]) -> bool:
         """Whether an endpoint besides these is ready."""
         return self.ready > sum(self[i].ready for i in avoid)
+
+    def others_clean(self, avoid: Collection[int]) -> bool:
+        """Whether an endpoint besides these has never been at fault."""
+        return self._clean > sum(self[i].clean for i in avoid)
+
+    def others_left(self, index: int) -> bool:
+        """Whether an endpoint besides this one is not out: it may come back."""
+        return len(self) - self._out > (self[index].breaker is not Breaker.OUT)
+
+    def fit(self, index: int, now: float) -> bool:
+        """Whether an endpoint may be sent anything now."""
+        e = self[index]
+        return e.ready and e.rest_until <= now and not (e.breaker is Breaker.HALF_OPEN and e.requests)
+
+    def ward(self, but: int | None, now: float) -> int | None:
+        """The one endpoint that meets rows under suspicion: the fastest of those with the fewest faults of their
+        own, and the same one as long as it is well. Never ``but``."""
+        ward = self._ward
+        if ward is not None and ward != but and self.fit(ward, now) and self[ward].blames <= self._ward_blames:
+            return ward
+        fit = (i for i, e in enumerate(self) if e.ready and e.rest_until <= now and i != but)
+        self._ward = min(fit, key=lambda i: (self[i].blames, -self[i].rate), default=None)
+        self._ward_blames = self[self._ward].blames if self._ward is not None else 0
+        return self._ward
 
     # ---- room ------------------------------
 
     def room(self, index: int, left: int, now: float) -> int:
         """Rows an endpoint may be sent in one request now, with ``left`` rows unfinished in the run; 0: none."""
         e = self[index]
-        if not e.ready or e.rest_until > now:
+        if not self.fit(index, now):
             return 0
         size = min(self.max_size, e.max_bite)
         if e.breaker is Breaker.HALF_OPEN:
-            return 0 if e.requests else max(1, size // 10)
+            return max(1, size // 10)
         first = max(self.max_size, _FIRST_ROWS)
-        if e.requests >= (self._max_in_flight if e.proven else first // self.max_size):
+        if e.requests >= (self._max_in_flight if e.proven else min(self._max_in_flight, first // self.max_size)):
             return 0
-        # As in TCP's slow start every row delivered opens the window by one, so that an endpoint whose speed is
-        # not known yet is trusted with little.
-        hold = min(self.max_size * self._max_in_flight, first + e.done, self._share(e, left))
+        # As in TCP's slow start every row delivered opens the window, so that an endpoint whose speed is not known
+        # yet is trusted with little.
+        hold = min(self.max_size * self._max_in_flight, first + 2 * e.done)
+        if e.rate > 0 and 2 * self._rated >= self.ready:
+            over_s = self._over_s(left)
+            if self._too_slow(e, over_s, now):
+                return 0
+            hold = min(hold, max(1, math.ceil(e.rate * self._whole(over_s, e.row_s))))
         free = hold - e.held
         # Rows finish one by one. Topping up by as few as have just finished would shred the work into tiny
         # requests, so an endpoint that holds work waits until a whole batch, or half its share, fits.
@@ -232,10 +327,44 @@ class Fleet(list[Endpoint]):
             return 0
         return min(size, max(free, 0 if e.held else 1))
 
-    def _share(self, e: Endpoint, left: int) -> int:
-        """Rows that are an endpoint's part, by speed, of all that is left."""
-        if self.ready < 2 or not e.rate or 2 * self._rated < self.ready:
-            return left
-        mean = self._rate_sum / self._rated
-        total = self._rate_sum + mean * max(0, self.ready - self._rated)
-        return math.ceil(left * e.rate / total * _SLACK)
+    def _over_s(self, left: int) -> float:
+        """Seconds in which all endpoints together finish so many rows, the last of them included."""
+        return left / self._total_rate + (self._slots / self._timed if self._timed else 0.0)
+
+    def _whole(self, over_s: float, row_s: float) -> float:
+        """The part of a time in which rows can be done from begin to end, one after another."""
+        if not over_s < 4 * row_s < math.inf:
+            return over_s
+        return row_s * math.floor(over_s * 1.05 / row_s)
+
+    def _too_slow(self, e: Endpoint, over_s: float, now: float) -> bool:
+        """Whether the others have finished all that is left before this endpoint has finished a row.
+
+        They are given as long as it would have taken: if work is still there then, they are held up.
+        """
+        if e.row_s == math.inf or e.row_s <= over_s * 1.05:
+            e.ask_again_at = 0.0
+            return False
+        e.ask_again_at = e.ask_again_at or now + e.row_s
+        return now < e.ask_again_at
+
+    @property
+    def _total_rate(self) -> float:
+        """Rows a second of all that are ready; those not rated yet count as average."""
+        return self._rate_sum * max(1.0, self.ready / self._rated)
+
+    def bite(self, index: int, room: int, unsent: int) -> int:
+        """Rows an endpoint steals at once.
+
+        Half of its part, by speed, of what is unsent (an equal part while speeds are not known): the bites shrink
+        as the work does, so that all finish together. But no less than a quarter of what it works on at once, and
+        none at all if it holds work and the bite would be tiny.
+        """
+        e = self[index]
+        if e.rate and 2 * self._rated >= self.ready:
+            part = math.ceil(unsent * e.rate / self._total_rate)
+            least = int(e.rate * e.row_s / 4) if e.row_s < math.inf else 0
+        else:
+            part, least = math.ceil(unsent / max(1, self.ready)), 0
+        bite = min(room, unsent, max(1, part // 2, least))
+        return 0 if e.requests and bite < min(room, self.max_size // 8) else bite

@@ -22,7 +22,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from .batches import halves
+from .batches import Parcel, Parcels, Queues, halves
 from .fleet import Fleet
 from .policy import REACTIONS, RetryPolicy
 from .records import Batch, Failure, FailureKind
@@ -116,18 +116,10 @@ Instruction = Send | Settle | Drop | Wake | Stop
 _PATIENCE = 3.0  # a row out for so many times what rows usually take is held up
 _LEAST_PATIENCE_S = 0.5  # quicker than this nobody waits
 _COPIED_SHARE = 10  # one row in ten may be copied, at most
+_DEADLY = (FailureKind.DISCONNECT, FailureKind.SERVER, FailureKind.HANG)  # what an engine's death looks like
+_NOBODY = (None, None)  # has refused a row
+_MAX_DEATHS = 3  # a row that was there so often fails
 _FEW = 10  # or so many, in short runs; and so many must have come before anything is called usual
-
-
-@dataclass(frozen=True, slots=True)
-class _Parcel:
-    """Rows that failed somewhere and travel on together, with what must be remembered of them."""
-
-    rows: tuple[int, ...]
-    avoid: frozenset[int] = frozenset()
-    deaths: int = 0
-    refused: bool = False
-    alone: bool = False  # from quarantine: the one row under suspicion
 
 
 @dataclass(slots=True)
@@ -135,8 +127,9 @@ class _Flight:
     batch: Batch
     unfinished: set[int]
     sent_at: float
-    parcel: _Parcel | None
+    parcel: Parcel | None
     same_again: bool
+    waited_s: float = 0.0  # what its delivered rows took, added up
 
 
 @dataclass(slots=True)
@@ -199,26 +192,27 @@ class Scheduler:
         resting: Iterable[int] = (),
         hedge: bool = True,
     ) -> None:
-        self._queues = [deque(q) for q in queues]
-        self._lengths = [len(q) for q in self._queues]
-        self._unsent = self._left = sum(self._lengths)
+        self._tight = tight or {}
+        self._queues = Queues(queues, self._tight)
+        self._left = self._queues.unsent
         self._fleet = Fleet(
             len(queues), max_size=max_size, max_in_flight=max_in_flight, retry=retry, draw=draw, resting=resting
         )
         self._max_attempts = retry.max_attempts
         self._concurrency = concurrency or math.inf
-        self._tight = tight or {}
         self._settled = bytearray(size)
         self.attempts = bytearray(size)
         self.counts = Counts()
-        self._faulted: dict[int, int] = {}
+        self._faulted: dict[int, int] = {}  # faults that rows have met, against their budget
         self._staled: set[int] = set()  # rows that have met a connection closed by the server
-        self._parcels: deque[_Parcel] = deque()
-        self._quarantine: deque[_Parcel] = deque()
-        self._ward: int | None = None  # the one endpoint that meets suspects
+        self._deaths: dict[int, int] = {}  # those of them that look like the death of the engine
+        self._refusals: dict[int, tuple[int, Failure]] = {}  # lone rows: who refused them, in which words
+        self._parcels = Parcels()
+        self._quarantine: deque[Parcel] = deque()
         self._suspect: int | None = None  # the ticket of the suspect in flight
         self._flights: dict[int, _Flight] = {}
         self._hungry: dict[int, None] = {}  # endpoints that found nothing to do, the longest waiting first
+        self._wakes: set[float] = set()  # those asked for
         self._carriers: dict[int, list[int]] = {}  # copied rows: the tickets that carry them
         self._may_copy = max(_FEW, size // _COPIED_SHARE) if hedge else 0
         self._look_at = math.inf  # when stragglers are looked for next
@@ -254,7 +248,7 @@ class Scheduler:
             if e.ready:
                 self._fill(index, steal=False, most=part)
             else:
-                self._out.append(Wake(self._fleet.rest(index, now)))
+                self._wake(self._fleet.rest(index, now))
         self._feed()
         self._finish()
         return self._out
@@ -289,7 +283,9 @@ class Scheduler:
                 self._left -= 1
                 if row in self._carriers:
                     self._release(row, flight.batch.ticket)
-        self._row_s += (self._now - flight.sent_at) * (held - len(flight.unfinished))
+        waited_s = (self._now - flight.sent_at) * (held - len(flight.unfinished))
+        flight.waited_s += waited_s
+        self._row_s += waited_s
         self._fleet.delivered(flight.batch.endpoint, held - len(flight.unfinished), self._now)
         self._fill(flight.batch.endpoint)
 
@@ -300,6 +296,8 @@ class Scheduler:
             return
         at_limit = len(self._flights) >= self._concurrency
         self._land(flight)
+        size = len(flight.batch.rows)
+        self._fleet.ended(flight.batch.endpoint, size, flight.waited_s / size)
         if at_limit:  # others have waited longer for this place
             self._hungry[flight.batch.endpoint] = None
         else:
@@ -307,75 +305,97 @@ class Scheduler:
 
     def _failed(self, flight: _Flight, failure: Failure) -> None:
         index = flight.batch.endpoint
-        self._land(flight)
         if failure.kind is FailureKind.STALE:
-            if not self._staled.isdisjoint(flight.unfinished):
-                failure = replace(failure, kind=FailureKind.DISCONNECT)  # a second time is no accident
-            self._staled.update(flight.unfinished)
+            if not self._fleet[index].ready or not self._staled.isdisjoint(flight.unfinished):
+                failure = replace(failure, kind=FailureKind.DISCONNECT)  # it went down, or a second time: no accident
+            self._staled |= flight.unfinished
+        suspect = self._suspect == flight.batch.ticket
+        self._land(flight)
         self._last_failure = failure
-        if (at := self._fleet.failed(index, failure, len(flight.batch.rows), self._now)) is not None:
-            self._out.append(Wake(at))
+        at = self._fleet.failed(index, failure, len(flight.batch.rows), flight.sent_at, self._now, suspect)
+        if at is not None:
+            self._wake(at)
         if flight.same_again and failure.kind is FailureKind.CONNECT:
             failure = replace(failure, kind=FailureKind.DISCONNECT)  # the rows were with it when it went
-        rows = tuple(
-            r
-            for r in flight.batch.rows
-            if r in flight.unfinished and not self._settled[r] and not self._carried_by_another(r)
-        )
+        rows = tuple(r for r in flight.batch.rows if r in flight.unfinished and not self._settled[r])
         if REACTIONS[failure.kind].attempt:
             rows = self._spend_attempts(rows, failure)
+        if failure.kind is FailureKind.REJECTED and len(flight.batch.rows) == 1 and rows:
+            rows = self._refuse(rows[0], index, failure)
+        rows = tuple(r for r in rows if not self._carried_by_another(r))
+        if len(rows) > 1 and not self._refusals.keys().isdisjoint(rows):  # refused as copies: from now on alone
+            self._parcels.extend(Parcel((r,), frozenset((index,))) for r in rows if r in self._refusals)
+            rows = tuple(r for r in rows if r not in self._refusals)
         if rows:
             self._resend(flight, rows, failure)
+        if not self._fleet[index].ready:
+            self._give_up_second_opinions()
         self._fill(index)
 
     # ---- the fate of unfinished rows ------------------------------
 
     def _spend_attempts(self, rows: tuple[int, ...], failure: Failure) -> tuple[int, ...]:
         """Count a fault against each row; settle those whose budget is spent, return the others."""
+        deadly = failure.kind in _DEADLY
         for row in rows:
             self._faulted[row] = self._faulted.get(row, 0) + 1
-            if self._faulted[row] >= self._max_attempts:
+            if deadly:
+                self._deaths[row] = self._deaths.get(row, 0) + 1
+            spent = self._faulted[row] >= self._max_attempts or (deadly and self._deaths[row] >= _MAX_DEATHS)
+            if spent and not self._carried_by_another(row):
                 self._settle(row, failure)
         return tuple(r for r in rows if not self._settled[r])
 
     def _resend(self, flight: _Flight, rows: tuple[int, ...], failure: Failure) -> None:
-        index, parcel, where = flight.batch.endpoint, flight.parcel or _Parcel(rows), REACTIONS[failure.kind].rows
+        index, parcel, where = flight.batch.endpoint, flight.parcel or Parcel(rows), REACTIONS[failure.kind].rows
         self.counts.retries += 1
-        if where == "same" and self._fleet.room(index, self._left, self._now):
+        if where == "same" and self._fleet.fit(index, self._now):
             self._send(index, rows, flight.parcel, same_again=True)
-        elif where == "same":
-            self._parcels.appendleft(replace(parcel, rows=rows))
         elif where == "halve":
-            self._halve(index, rows, parcel, failure)
-        elif where == "any" and flight.parcel is None:
-            self._queues[index].extendleft(reversed(rows))
-            self._lengths[index] += len(rows)
-            self._unsent += len(rows)
-        elif failure.kind in (FailureKind.DISCONNECT, FailureKind.SERVER, FailureKind.HANG):
-            self._suspected(index, rows, parcel, failure)
+            self._halve(index, rows, parcel)
+        elif where in ("same", "any") and flight.parcel is None:
+            self._queues.put_back(index, rows)
+        elif failure.kind in _DEADLY:
+            self._suspected(index, rows, parcel)
+        elif parcel.alone:
+            self._quarantine.appendleft(parcel)
         else:
-            self._parcels.append(replace(parcel, rows=rows, avoid=parcel.avoid | {index}))
+            avoid = parcel.avoid | {index} if where == "elsewhere" else parcel.avoid
+            self._parcels.append(replace(parcel, rows=rows, avoid=avoid))
 
-    def _halve(self, index: int, rows: tuple[int, ...], parcel: _Parcel, failure: Failure) -> None:
-        """A refused batch is split; a refused lone row gets a second opinion, if there is anyone to ask."""
-        avoid = parcel.avoid | {index}
-        if len(rows) > 1:
+    def _halve(self, index: int, rows: tuple[int, ...], parcel: Parcel) -> None:
+        """A refused batch is split; a refused lone row gets a second opinion."""
+        if len(rows) == 1:
+            self._parcels.append(Parcel(rows, parcel.avoid | {index}))
+        else:
             self.counts.halvings += 1
-            self._parcels.extendleft(_Parcel(part, deaths=parcel.deaths) for part in reversed(halves(rows)))
-        elif parcel.refused or not self._fleet.others_ready(avoid):
-            self._settle(rows[0], failure)
-        else:
-            self._parcels.append(_Parcel(rows, avoid, refused=True))
+            self._parcels.extendleft(Parcel(part, parcel.avoid) for part in reversed(halves(rows)))
 
-    def _suspected(self, index: int, rows: tuple[int, ...], parcel: _Parcel, failure: Failure) -> None:
+    def _refuse(self, row: int, index: int, failure: Failure) -> tuple[int, ...]:
+        """A lone row was refused. It fails if that is the second time, or if there is nobody else to ask."""
+        if row not in self._refusals and self._fleet.others_left(index):
+            self._refusals[row] = (index, failure)
+        elif not self._carried_by_another(row):
+            self._settle(row, failure)
+            return ()
+        return (row,)
+
+    def _give_up_second_opinions(self) -> None:
+        """An endpoint is lost: refused rows fail if only the one that refused them is left."""
+        for parcel in (*self._parcels, *self._quarantine):
+            row = parcel.rows[0]
+            if row in self._refusals and not self._settled[row]:
+                by, failure = self._refusals[row]
+                if not self._fleet.others_left(by):
+                    self._settle(row, failure)
+
+    def _suspected(self, index: int, rows: tuple[int, ...], parcel: Parcel) -> None:
         """A batch died with its endpoint. Once: bad luck. Twice: one of its rows may be the cause."""
-        if parcel.alone:
-            self._settle(rows[0], failure)
-        elif parcel.deaths:
-            self.counts.quarantined += len(rows)
-            self._quarantine.extend(_Parcel((r,), deaths=2, alone=True) for r in rows)
-        else:
-            self._parcels.append(_Parcel(rows, parcel.avoid | {index}, deaths=1, refused=parcel.refused))
+        if once := tuple(r for r in rows if self._deaths[r] < 2):
+            self._parcels.append(replace(parcel, rows=once, avoid=parcel.avoid | {index}))
+        twice = [r for r in rows if self._deaths[r] >= 2]
+        self.counts.quarantined += len(twice)
+        self._quarantine.extend(replace(parcel, rows=(r,), alone=True) for r in twice)
 
     def _settle(self, row: int, failure: Failure) -> None:
         self._settled[row] = 1
@@ -395,64 +415,47 @@ class Scheduler:
                 self._hungry[index] = None
                 return
             self._send(index, rows, parcel)
+        if (at := self._fleet[index].ask_again_at) > self._now:  # left out for a while, as too slow
+            self._hungry[index] = None
+            self._wake(at)
 
-    def _take(self, index: int, room: int, steal: bool) -> tuple[tuple[int, ...], _Parcel | None]:
-        parcel = self._take_suspect(index) or self._take_parcel(index, room)
+    def _take(self, index: int, room: int, steal: bool) -> tuple[tuple[int, ...], Parcel | None]:
+        parcel = self._take_suspect(index) or self._parcels.take(
+            room, self.wants, lambda parcel: self._better_elsewhere(index, parcel)
+        )
         if parcel is not None:
             return parcel.rows, parcel
-        if self._lengths[index]:
-            return self._cut(index, room, steal=False), None
-        return self._steal(room) if steal else (), None
+        if rows := self._queues.take(index, room):
+            return rows, None
+        return self._steal(index, room) if steal else (), None
 
-    def _take_suspect(self, index: int) -> _Parcel | None:
+    def _take_suspect(self, index: int) -> Parcel | None:
+        if not self._quarantine or index != self._ward():
+            return None
+        self._suspect = self._tickets  # the ticket that the next _send will take
+        return self._quarantine.popleft()
+
+    def _ward(self) -> int | None:
+        """The endpoint that meets the next suspect, if one is due: the same one as long as it is well."""
         while self._quarantine and self._settled[self._quarantine[0].rows[0]]:
             self._quarantine.popleft()
         if not self._quarantine or self._suspect is not None:
             return None
-        if self._ward is not None and self._ward != index and self._fleet[self._ward].ready:
-            return None
-        self._ward = index
-        self._suspect = self._tickets  # the ticket that the next _send will take
-        return self._quarantine.popleft()
+        return self._fleet.ward(self._refusals.get(self._quarantine[0].rows[0], _NOBODY)[0], self._now)
 
-    def _take_parcel(self, index: int, room: int) -> _Parcel | None:
-        for _ in range(len(self._parcels)):
-            parcel = self._parcels.popleft()
-            rows = tuple(r for r in parcel.rows if not self._settled[r])
-            if not rows:
-                continue
-            if index in parcel.avoid and self._fleet.others_ready(parcel.avoid):
-                self._parcels.append(parcel)
-                continue
-            if len(rows) > room:
-                self._parcels.appendleft(replace(parcel, rows=rows[room:]))
-            return replace(parcel, rows=rows[:room])
-        return None
+    def _better_elsewhere(self, index: int, parcel: Parcel) -> bool:
+        """Whether these rows had rather wait for another endpoint. Rows that were in a death go where there was
+        none so far, so that they are not suspected for the faults of their hosts."""
+        refused_by = self._refusals.get(parcel.rows[0], _NOBODY)[0]
+        if refused_by == index or (index in parcel.avoid and self._fleet.others_ready(parcel.avoid)):
+            return True
+        died = parcel.rows[0] in self._deaths
+        return died and not self._fleet[index].clean and self._fleet.others_clean(parcel.avoid)
 
-    def _steal(self, room: int) -> tuple[int, ...]:
-        if not self._unsent:
-            return ()
-        victim = self._lengths.index(max(self._lengths))
-        # Half of an equal part of what is unsent: the bites shrink as the work does, so the last ones are
-        # small and all endpoints finish together.
-        bite = min(room, max(1, math.ceil(self._unsent / max(1, self._fleet.ready) / 2)))
-        self.counts.steals += 1
-        return self._cut(victim, bite, steal=True)
-
-    def _cut(self, index: int, size: int, *, steal: bool) -> tuple[int, ...]:
-        """Take up to ``size`` rows off a queue, its front for its owner, its end for a thief; never mixing
-        tight rows with roomy ones."""
-        queue = self._queues[index]
-        pop, end = (queue.pop, -1) if steal else (queue.popleft, 0)
-        rows = [pop()]
-        tight = rows[0] in self._tight
-        while queue and len(rows) < size and (queue[end] in self._tight) == tight:
-            rows.append(pop())
-        if steal:
-            rows.reverse()
-        self._lengths[index] -= len(rows)
-        self._unsent -= len(rows)
-        return tuple(rows)
+    def _steal(self, index: int, room: int) -> tuple[int, ...]:
+        bite = self._fleet.bite(index, room, self._queues.unsent)
+        self.counts.steals += bite > 0
+        return self._queues.steal(bite) if bite else ()
 
     # ---- stragglers ------------------------------
 
@@ -467,17 +470,21 @@ class Scheduler:
         if self._look_at == math.inf and (patience := self._patience_s) < math.inf:
             oldest = min(flight.sent_at for flight in self._flights.values())
             self._look_at = max(self._now + patience / 16, oldest + patience)
-            self._out.append(Wake(self._look_at))
+            self._wake(self._look_at)
 
     def _copy_stragglers(self) -> None:
         """Hand the rows that have been out for too long to the idle endpoints, in even parts."""
         self._look_at = math.inf
         late = self._now - self._patience_s
-        held_up = (f for f in self._flights.values() if f.sent_at < late and not (f.parcel and f.parcel.deaths))
-        flights = sorted(held_up, key=lambda f: f.sent_at)  # those that may kill an engine meet no further one
+        flights = sorted((f for f in self._flights.values() if f.sent_at < late), key=lambda f: f.sent_at)
         idle = [i for i in self._hungry if self._fleet.room(i, self._left, self._now)]
-        rows = [(r, f) for f in flights for r in f.batch.rows if r in f.unfinished and r not in self._carriers]
-        rows = rows[: self._may_copy]
+        rows = [
+            (r, f)
+            for f in flights
+            for r in f.batch.rows
+            # One that may kill engines meets no further one for the sake of speed.
+            if r in f.unfinished and r not in self._carriers and r not in self._deaths and r not in self._refusals
+        ][: self._may_copy]
         for place, index in enumerate(idle):
             if len(self._flights) >= self._concurrency:
                 return
@@ -510,7 +517,7 @@ class Scheduler:
                 self._land(other)
                 self._fill(other.batch.endpoint)
 
-    def _send(self, index: int, rows: tuple[int, ...], parcel: _Parcel | None, same_again: bool = False) -> None:
+    def _send(self, index: int, rows: tuple[int, ...], parcel: Parcel | None, same_again: bool = False) -> None:
         self._fleet.sent(index, len(rows), self._now)
         for row in rows:
             if self.attempts[row] < 255:
@@ -531,7 +538,10 @@ class Scheduler:
         """Offer work that has come up (requeued rows, freed capacity) to the endpoints that had none."""
         if not self._hungry:
             return
-        if not (self._unsent or self._parcels or self._quarantine):
+        if not (self._queues.unsent or self._parcels):
+            if self._quarantine and (ward := self._ward()) in self._hungry and ward is not None:
+                del self._hungry[ward]
+                self._fill(ward)
             if self._may_copy and self._flights:
                 self._plan_a_look()
             return
@@ -540,6 +550,11 @@ class Scheduler:
                 return
             del self._hungry[index]
             self._fill(index)
+
+    def _wake(self, at: float) -> None:
+        if at <= self._now or at not in self._wakes:
+            self._wakes.add(at)
+            self._out.append(Wake(at))
 
     def _finish(self) -> None:
         if not self._left:
