@@ -4,18 +4,26 @@
 
 512 prompts of 16 tokens each on the tiny model, five repeats of each way in alternation, medians with their spread.
 ``LLM.generate`` runs in a process of its own in vLLM's environment, on the same model folder with the same
-settings and the same prompts, wrapped in the same chat template. Each of the two is idle while the other works.
+settings and the same prompts, wrapped in the same chat template. Batch mode is measured as it is by default, with rows
+streamed as they finish, and with whole replies (``delivery="batch"``), which cost server and client less.
+
+A vLLM worker that has just worked spins for its next step for seconds, and on a small machine that takes a core from
+whoever is measured next. So the one that is not measured is stopped (``SIGSTOP``), and each way is warmed up with a few
+prompts before it is timed.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -56,6 +64,7 @@ class Offline:
         self.process = subprocess.Popen(
             [os.environ["SWARMKIT_VLLM_PYTHON"], "-c", OFFLINE],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment,
+            start_new_session=True,  # a process group of its own, to be stopped and continued whole
         )  # fmt: skip
         self.send({"model": str(model), "max_tokens": max_tokens})
 
@@ -78,6 +87,25 @@ class Offline:
         self.process.wait(30)
 
 
+@contextlib.contextmanager
+def stopped(group: int) -> Iterator[None]:
+    """A process group stands still meanwhile."""
+    os.killpg(group, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.killpg(group, signal.SIGCONT)
+
+
+def process_group_of(url: str) -> int:
+    """The process group of the server that ``serve.py`` started at this address."""
+    for path in (Path(os.environ["SWARMKIT_VLLM_HOME"]) / "servers").glob("*.json"):
+        served = json.loads(path.read_text())
+        if served["url"] == url:
+            return int(served["pid"])
+    raise SystemExit(f"no server at {url} is known to tests/real_vllm/serve.py")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--prompts", type=int, default=512)
@@ -89,23 +117,35 @@ def main() -> int:
     df = pd.DataFrame({"i": range(args.prompts)})
     template = "Note number {i} of a list of observations."
     options = {"max_tokens": args.max_tokens, "temperature": 0, "ignore_eos": True, "progress": False}
+    few = df.head(8)
+    server = process_group_of(url)
     offline = Offline(Path(os.environ["SWARMKIT_VLLM_HOME"]) / "tiny", args.max_tokens)
-    times: dict[str, list[float]] = {"batch": [], "single": [], "offline": []}
+    ways = {
+        "batch": {"mode": "batch"},
+        "batch, whole replies": {"mode": "batch", "delivery": "batch"},
+        "single": {"mode": "single"},
+        "offline": {},
+    }
+    times: dict[str, list[float]] = {way: [] for way in ways}
     with sk.connect(url) as pool:
         sent = df.swarm.preview(template, n=args.prompts)["sent"].tolist()
-        for repeat in range(-1, args.repeats):  # the first is the warm-up
-            order = list(times) if repeat % 2 else list(reversed(times))
-            for way in order:
-                began = time.perf_counter()
+        offline.generate(sent[:8])  # loading the model ends here
+        for repeat in range(-1, args.repeats):  # the first is not counted
+            for way in ways if repeat % 2 else reversed(ways):
                 if way == "offline":
-                    taken = offline.generate(sent)
+                    with stopped(server):
+                        offline.generate(sent[:8])
+                        taken = offline.generate(sent)
                 else:
-                    answers = df.swarm.scatter(template, mode=way, **options)
-                    taken = time.perf_counter() - began
+                    with stopped(offline.process.pid):
+                        few.swarm.scatter(template, **ways[way], **options)
+                        began = time.perf_counter()
+                        answers = df.swarm.scatter(template, **ways[way], **options)
+                        taken = time.perf_counter() - began
                     assert answers["response_error"].isna().all()
                 if repeat >= 0:
                     times[way].append(taken)
-        route = ", ".join(pool.last_run.routes) if pool.last_run else ""
+        routes = ", ".join(pool.last_run.routes) if pool.last_run else ""
     offline.close()
     rows = []
     for way, seconds in times.items():
@@ -123,7 +163,7 @@ def main() -> int:
         )
     frame = pd.DataFrame(rows)
     print(f"vLLM {os.environ.get('SWARMKIT_VLLM_VERSION', '?')}, {args.prompts} prompts x {args.max_tokens} tokens, "
-          f"medians of {args.repeats}; last route: {route}")  # fmt: skip
+          f"medians of {args.repeats}; last route: {routes}")  # fmt: skip
     print(frame.round(3).to_string(index=False))
     if args.json:
         args.json.write_text(frame.to_json(orient="records", indent=1))

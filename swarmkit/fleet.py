@@ -1,10 +1,10 @@
 """The endpoints of a run as the scheduler sees them: how fast, how full, how well.
 
-How much an endpoint may hold: one request until it has answered, then more with every row it delivers, up to
-``max_in_flight`` requests, and never more rows than it finishes by the time the whole run can be over, by the speeds
-measured so far. Near the end an endpoint that needs longer for one row than the others for all that is left gets
-nothing. That keeps a slow endpoint from sitting on the end of a run, and makes requests small as the work runs out
-("guided self-scheduling", Polychronopoulos and Kuck 1987, weighed by speed).
+How much an endpoint may hold: one request until it has answered (unless it is alone), then more with every row it
+delivers, up to ``max_in_flight`` requests, and never more rows than it finishes by the time the whole run can be over,
+by the speeds measured so far. Near the end an endpoint that needs longer for one row than the others for all that is
+left gets nothing. That keeps a slow endpoint from sitting on the end of a run, and makes requests small as the work
+runs out ("guided self-scheduling", Polychronopoulos and Kuck 1987, weighed by speed).
 """
 
 from __future__ import annotations
@@ -310,6 +310,8 @@ class Fleet(list[Endpoint]):
         if e.breaker is Breaker.HALF_OPEN:
             return max(1, size // 10)
         first = max(self.max_size, _FIRST_ROWS)
+        if len(self) == 1:  # nobody else could have the rows, and a server that waits for the next batch is idle
+            first = self.max_size * self._max_in_flight
         if e.requests >= (self._max_in_flight if e.proven else min(self._max_in_flight, first // self.max_size)):
             return 0
         # As in TCP's slow start every row delivered opens the window, so that an endpoint whose speed is not known
