@@ -54,6 +54,9 @@ class Endpoint:
         When the breaker opened last: what was sent before belongs to the same incident.
     blames : int
         Faults in the whole run.
+    lost : bool
+        Out, or opened as often as it may be without a success between: the run does not wait for it. One that
+        refuses connections is still knocked at: that costs no row anything, and it may come back.
     clean : bool
         Ready, proven, never blamed and not busy: where rows go that may have killed an engine. Kept by the fleet.
     """
@@ -75,6 +78,7 @@ class Endpoint:
     rest_until: float = 0.0
     opened_at: float = -math.inf
     blames: int = 0
+    lost: bool = False
     clean: bool = False
 
     @property
@@ -98,6 +102,13 @@ class Fleet(list[Endpoint]):
         Gives a random number from 0 to 1, for the jitter of pauses.
     resting : iterable of int
         Endpoints that begin with an open breaker.
+
+    Attributes
+    ----------
+    ready, done : int
+        Endpoints whose breaker lets something through; rows delivered by all of them.
+    changed : bool
+        Whether an endpoint has become well or unwell since the reader of this took it back.
     """
 
     def __init__(
@@ -118,7 +129,9 @@ class Fleet(list[Endpoint]):
         self._retry = retry
         self._draw = draw
         self.ready = sum(e.ready for e in self)
-        self._out = 0
+        self.done = 0
+        self.changed = False
+        self._lost = 0
         self._clean = 0
         self._rate_sum = 0.0  # of the endpoints that are ready, as is the next
         self._rated = 0
@@ -144,10 +157,11 @@ class Fleet(list[Endpoint]):
         e = self[index]
         e.held -= rows
         e.done += rows
+        self.done += rows
+        e.faults = e.opens = 0
         if not e.proven or e.busy or e.breaker is not Breaker.CLOSED:
             e.proven, e.busy = True, 0
             self._signal(e, Signal.SUCCESS)
-        e.faults = e.opens = 0
         busy = e.busy_s + now - e.busy_since
         if busy > 0 and e.done:
             self._count(e, -1)
@@ -204,17 +218,18 @@ class Fleet(list[Endpoint]):
             e.busy += 1
             e.max_bite = max(1, rows // 2)
             blamed = trips = e.busy >= self._retry.max_busy
-            self._count_clean(e)
+            self._count_state(e)
+            self.changed = True
         # What was sent before the breaker opened tells nothing new: one incident opens it once.
         if blamed and (e.breaker is Breaker.CLOSED or sent_at > e.opened_at):
             e.blames += not suspect
-            at = self._fault(index, trips, now)
+            at = self._fault(index, trips, now, for_good=failure.kind is not FailureKind.CONNECT)
         if reaction.pause and e.breaker is not Breaker.OUT:
             pause = backoff_s(max(e.busy, 1), self._retry, self._draw())
             at = self._rest(index, failure.retry_after_s or pause, now)
         return at
 
-    def _fault(self, index: int, trips: bool, now: float) -> float | None:
+    def _fault(self, index: int, trips: bool, now: float, for_good: bool) -> float | None:
         e = self[index]
         e.faults += 1
         was = e.breaker
@@ -223,9 +238,10 @@ class Fleet(list[Endpoint]):
             return None
         e.opens += 1
         e.opened_at = now
-        if e.opens >= self._retry.max_opens:
+        if e.opens >= self._retry.max_opens and for_good:
             self._signal(e, Signal.DENIED)
             return None
+        self._count_state(e)
         return self._rest(index, backoff_s(e.opens, self._retry, self._draw()), now)
 
     def rest(self, index: int, now: float) -> float:
@@ -239,7 +255,7 @@ class Fleet(list[Endpoint]):
         return e.rest_until
 
     def rested(self, now: float) -> list[int]:
-        """The endpoints whose rest is over since the last call."""
+        """The endpoints that are to be looked at, as their time has come since the last call."""
         rested = []
         while self._alarms and self._alarms[0][0] <= now:
             e = self[index := heapq.heappop(self._alarms)[1]]
@@ -256,20 +272,22 @@ class Fleet(list[Endpoint]):
         self._count(e, -1)
         e.breaker = BREAKER[was, signal]
         self._count(e, +1)
-        self._out += (e.breaker is Breaker.OUT) - (was is Breaker.OUT)
-        self._count_clean(e)
+        self.changed = True
+        self._count_state(e)
 
-    def _count_clean(self, e: Endpoint) -> None:
+    def _count_state(self, e: Endpoint) -> None:
+        lost = e.breaker is Breaker.OUT or e.opens >= self._retry.max_opens
         clean = e.ready and e.proven and not e.blames and not e.busy
+        self._lost += lost - e.lost
         self._clean += clean - e.clean
-        e.clean = clean
+        e.lost, e.clean = lost, clean
 
     # ---- who else ------------------------------
 
     @property
     def gone(self) -> bool:
-        """Whether every endpoint is out for the run."""
-        return self._out == len(self)
+        """Whether every endpoint is lost."""
+        return self._lost == len(self)
 
     def others_ready(self, avoid: Collection[int]) -> bool:
         """Whether an endpoint besides these is ready."""
@@ -280,8 +298,8 @@ class Fleet(list[Endpoint]):
         return self._clean > sum(self[i].clean for i in avoid)
 
     def others_left(self, index: int) -> bool:
-        """Whether an endpoint besides this one is not out: it may come back."""
-        return len(self) - self._out > (self[index].breaker is not Breaker.OUT)
+        """Whether an endpoint besides this one is not lost: it may come back."""
+        return len(self) - self._lost > (not self[index].lost)
 
     def fit(self, index: int, now: float) -> bool:
         """Whether an endpoint may be sent anything now."""
@@ -308,7 +326,7 @@ class Fleet(list[Endpoint]):
             return 0
         size = min(self.max_size, e.max_bite)
         if e.breaker is Breaker.HALF_OPEN:
-            return max(1, size // 10)
+            return 1 if e.lost else max(1, size // 10)
         first = max(self.max_size, _FIRST_ROWS)
         if len(self) == 1:  # nobody else could have the rows, and a server that waits for the next batch is idle
             first = self.max_size * self._max_in_flight
@@ -319,7 +337,7 @@ class Fleet(list[Endpoint]):
         hold = min(self.max_size * self._max_in_flight, first + 2 * e.done)
         if e.rate > 0 and 2 * self._rated >= self.ready:
             over_s = self._over_s(left)
-            if self._too_slow(e, over_s, now):
+            if self._too_slow(index, over_s, now):
                 return 0
             hold = min(hold, max(1, math.ceil(e.rate * self._whole(over_s, e.row_s))))
         free = hold - e.held
@@ -339,15 +357,18 @@ class Fleet(list[Endpoint]):
             return over_s
         return row_s * math.floor(over_s * 1.05 / row_s)
 
-    def _too_slow(self, e: Endpoint, over_s: float, now: float) -> bool:
+    def _too_slow(self, index: int, over_s: float, now: float) -> bool:
         """Whether the others have finished all that is left before this endpoint has finished a row.
 
         They are given as long as it would have taken: if work is still there then, they are held up.
         """
+        e = self[index]
         if e.row_s == math.inf or e.row_s <= over_s * 1.05:
             e.ask_again_at = 0.0
             return False
-        e.ask_again_at = e.ask_again_at or now + e.row_s
+        if not e.ask_again_at:
+            e.ask_again_at = now + e.row_s
+            heapq.heappush(self._alarms, (e.ask_again_at, index))
         return now < e.ask_again_at
 
     @property

@@ -32,7 +32,8 @@ The breaker of an endpoint (``BREAKER``)::
           └──────────────────────────── success ──────────────────────────────┘
 
 An OPEN endpoint gets nothing; a HALF_OPEN one gets one small request. One that was opened ``max_opens``
-times without a success between is out for the run, and so is one that denied us.
+times without a success between is lost: out for the run, as is one that denied us, unless it refused connections.
+That costs no row anything, so it is knocked at with a single row, ever more seldom, as long as others are left.
 """
 
 from __future__ import annotations
@@ -108,7 +109,7 @@ class RetryPolicy:
     breaker_threshold : int, default 3
         Faults in a row that open an endpoint's breaker. A refused connection opens it at once.
     max_opens : int, default 4
-        Openings in a row after which an endpoint is out for the run.
+        Openings in a row after which the run does not wait for an endpoint any longer.
     base_s, cap_s : float, default 0.5 and 30
         Pause after the first fault, doubled with each further one up to the cap, in seconds.
     jitter : float, default 0.5

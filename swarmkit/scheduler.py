@@ -17,6 +17,7 @@ The rules, in the order an endpoint looking for work applies them:
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -129,6 +130,7 @@ class _Flight:
     sent_at: float
     parcel: Parcel | None
     same_again: bool
+    delivered: int = 0
     waited_s: float = 0.0  # what its delivered rows took, added up
 
 
@@ -212,6 +214,8 @@ class Scheduler:
         self._suspect: int | None = None  # the ticket of the suspect in flight
         self._flights: dict[int, _Flight] = {}
         self._hungry: dict[int, None] = {}  # endpoints that found nothing to do, the longest waiting first
+        self._queued: dict[int, None] = {}  # endpoints that wait for a place under ``concurrency``, likewise
+        self._offer = True  # work has come up that the hungry have not been asked about
         self._wakes: set[float] = set()  # those asked for
         self._carriers: dict[int, list[int]] = {}  # copied rows: the tickets that carry them
         self._may_copy = max(_FEW, size // _COPIED_SHARE) if hedge else 0
@@ -259,7 +263,9 @@ class Scheduler:
         if self._stopped:
             return self._out
         if isinstance(event, Tick):
-            self._hungry.update(dict.fromkeys(self._fleet.rested(now)))
+            for index in self._fleet.rested(now):
+                self._hungry.pop(index, None)
+                self._fill(index)
             if now >= self._look_at:
                 self._copy_stragglers()
         elif (flight := self._flights.get(event.ticket)) is not None:
@@ -283,10 +289,12 @@ class Scheduler:
                 self._left -= 1
                 if row in self._carriers:
                     self._release(row, flight.batch.ticket)
-        waited_s = (self._now - flight.sent_at) * (held - len(flight.unfinished))
+        came = held - len(flight.unfinished)
+        waited_s = (self._now - flight.sent_at) * came
+        flight.delivered += came
         flight.waited_s += waited_s
         self._row_s += waited_s
-        self._fleet.delivered(flight.batch.endpoint, held - len(flight.unfinished), self._now)
+        self._fleet.delivered(flight.batch.endpoint, came, self._now)
         self._fill(flight.batch.endpoint)
 
     def _ended(self, flight: _Flight) -> None:
@@ -296,27 +304,31 @@ class Scheduler:
             return
         at_limit = len(self._flights) >= self._concurrency
         self._land(flight)
-        size = len(flight.batch.rows)
-        self._fleet.ended(flight.batch.endpoint, size, flight.waited_s / size)
+        row_s = flight.waited_s / flight.delivered if flight.delivered else math.inf
+        self._fleet.ended(flight.batch.endpoint, len(flight.batch.rows), row_s)
         if at_limit:  # others have waited longer for this place
-            self._hungry[flight.batch.endpoint] = None
+            self._queued[flight.batch.endpoint] = None
         else:
             self._fill(flight.batch.endpoint)
 
     def _failed(self, flight: _Flight, failure: Failure) -> None:
         index = flight.batch.endpoint
-        if failure.kind is FailureKind.STALE:
-            if not self._fleet[index].ready or not self._staled.isdisjoint(flight.unfinished):
-                failure = replace(failure, kind=FailureKind.DISCONNECT)  # it went down, or a second time: no accident
-            self._staled |= flight.unfinished
         suspect = self._suspect == flight.batch.ticket
         self._land(flight)
+        if failure.kind is FailureKind.STALE:
+            copied, again = self._carriers.keys() & flight.unfinished, self._staled & flight.unfinished
+            if copied or again or not self._fleet.fit(index, self._now):
+                # Out long enough to be copied, a second time, or it went down: no accident.
+                failure = replace(failure, kind=FailureKind.DISCONNECT)
+            self._staled |= flight.unfinished
         self._last_failure = failure
         at = self._fleet.failed(index, failure, len(flight.batch.rows), flight.sent_at, self._now, suspect)
         if at is not None:
             self._wake(at)
-        if flight.same_again and failure.kind is FailureKind.CONNECT:
-            failure = replace(failure, kind=FailureKind.DISCONNECT)  # the rows were with it when it went
+        if flight.same_again and failure.kind is not FailureKind.REJECTED:
+            # The connection that looked stale may have been the death of the engine. Whatever its rows meet there
+            # next, nobody can tell any more: they were with it when it went.
+            failure = replace(failure, kind=FailureKind.DISCONNECT)
         rows = tuple(r for r in flight.batch.rows if r in flight.unfinished and not self._settled[r])
         if REACTIONS[failure.kind].attempt:
             rows = self._spend_attempts(rows, failure)
@@ -324,6 +336,7 @@ class Scheduler:
             rows = self._refuse(rows[0], index, failure)
         rows = tuple(r for r in rows if not self._carried_by_another(r))
         if len(rows) > 1 and not self._refusals.keys().isdisjoint(rows):  # refused as copies: from now on alone
+            self._offer = True
             self._parcels.extend(Parcel((r,), frozenset((index,))) for r in rows if r in self._refusals)
             rows = tuple(r for r in rows if r not in self._refusals)
         if rows:
@@ -349,6 +362,7 @@ class Scheduler:
     def _resend(self, flight: _Flight, rows: tuple[int, ...], failure: Failure) -> None:
         index, parcel, where = flight.batch.endpoint, flight.parcel or Parcel(rows), REACTIONS[failure.kind].rows
         self.counts.retries += 1
+        self._offer = True
         if where == "same" and self._fleet.fit(index, self._now):
             self._send(index, rows, flight.parcel, same_again=True)
         elif where == "halve":
@@ -408,13 +422,15 @@ class Scheduler:
         """Send to one endpoint while it has room and there is work; remember it as hungry otherwise."""
         sent = 0
         while room := self._fleet.room(index, self._left, self._now):
-            may = len(self._flights) < self._concurrency and sent < most
-            rows, parcel = self._take(index, room, steal) if may else ((), None)
-            sent += 1
+            if len(self._flights) >= self._concurrency or sent >= most:
+                self._queued[index] = None
+                return
+            rows, parcel = self._take(index, room, steal)
             if not rows:
                 self._hungry[index] = None
                 return
             self._send(index, rows, parcel)
+            sent += 1
         if (at := self._fleet[index].ask_again_at) > self._now:  # left out for a while, as too slow
             self._hungry[index] = None
             self._wake(at)
@@ -447,10 +463,11 @@ class Scheduler:
         """Whether these rows had rather wait for another endpoint. Rows that were in a death go where there was
         none so far, so that they are not suspected for the faults of their hosts."""
         refused_by = self._refusals.get(parcel.rows[0], _NOBODY)[0]
-        if refused_by == index or (index in parcel.avoid and self._fleet.others_ready(parcel.avoid)):
+        barred = parcel.avoid if refused_by is None else parcel.avoid | {refused_by}
+        if refused_by == index or (index in barred and self._fleet.others_ready(barred)):
             return True
         died = parcel.rows[0] in self._deaths
-        return died and not self._fleet[index].clean and self._fleet.others_clean(parcel.avoid)
+        return died and not self._fleet[index].clean and self._fleet.others_clean(barred)
 
     def _steal(self, index: int, room: int) -> tuple[int, ...]:
         bite = self._fleet.bite(index, room, self._queues.unsent)
@@ -462,13 +479,13 @@ class Scheduler:
     @property
     def _patience_s(self) -> float:
         """Seconds after which a row counts as held up; endless until rows have shown what is usual."""
-        done = sum(e.done for e in self._fleet)
+        done = self._fleet.done
         return max(_LEAST_PATIENCE_S, _PATIENCE * self._row_s / done) if done >= _FEW else math.inf
 
     def _plan_a_look(self) -> None:
         """Idle endpoints, nothing unsent, requests under way: see later whether one of these is held up."""
         if self._look_at == math.inf and (patience := self._patience_s) < math.inf:
-            oldest = min(flight.sent_at for flight in self._flights.values())
+            oldest = next(iter(self._flights.values())).sent_at  # they stand in the order they were sent
             self._look_at = max(self._now + patience / 16, oldest + patience)
             self._wake(self._look_at)
 
@@ -476,7 +493,7 @@ class Scheduler:
         """Hand the rows that have been out for too long to the idle endpoints, in even parts."""
         self._look_at = math.inf
         late = self._now - self._patience_s
-        flights = sorted((f for f in self._flights.values() if f.sent_at < late), key=lambda f: f.sent_at)
+        flights = itertools.takewhile(lambda f: f.sent_at < late, self._flights.values())
         idle = [i for i in self._hungry if self._fleet.room(i, self._left, self._now)]
         rows = [
             (r, f)
@@ -535,21 +552,30 @@ class Scheduler:
         self._fleet.landed(flight.batch.endpoint, len(flight.unfinished), self._now)
 
     def _feed(self) -> None:
-        """Offer work that has come up (requeued rows, freed capacity) to the endpoints that had none."""
+        """Offer work that has come up (requeued rows, freed capacity) to the endpoints that had none.
+
+        Those that found nothing are asked again only when rows have come back, or when somebody's health decides who
+        takes them: to ask a thousand of them at every event would cost more than all the rest.
+        """
+        while self._queued and len(self._flights) < self._concurrency:
+            index = next(iter(self._queued))
+            del self._queued[index]
+            self._fill(index)
         if not self._hungry:
             return
+        if self._quarantine and (ward := self._ward()) in self._hungry and ward is not None:
+            del self._hungry[ward]
+            self._fill(ward)
         if not (self._queues.unsent or self._parcels):
-            if self._quarantine and (ward := self._ward()) in self._hungry and ward is not None:
-                del self._hungry[ward]
-                self._fill(ward)
             if self._may_copy and self._flights:
                 self._plan_a_look()
-            return
-        for index in list(self._hungry):
-            if len(self._flights) >= self._concurrency:
-                return
-            del self._hungry[index]
-            self._fill(index)
+        elif self._offer or (self._parcels and self._fleet.changed):
+            self._offer = self._fleet.changed = False
+            for index in list(self._hungry):
+                if not (self._queues.unsent or self._parcels):
+                    return
+                del self._hungry[index]
+                self._fill(index)
 
     def _wake(self, at: float) -> None:
         if at <= self._now or at not in self._wakes:

@@ -172,7 +172,8 @@ class Scenario:
             # A row waits for no more than the slowest endpoint's whole share.
             slowest = max(s.row_s for s in self.servers)
             longest = max(self.lengths) if self.lengths else 1.0
-            bound = 3 * work * slowest + 10 * slowest * longest * sizes + 100
+            latency = max(s.latency_s for s in self.servers)
+            bound = 3 * work * slowest + 10 * slowest * longest * sizes + 2 * self.rows * latency + 100
             assert run.time_s <= bound, f"{run.time_s} > {bound}"
         if self.calm and self.kill.kills_engine is None and virtual.retry.max_attempts > 2 and run.failure is None:
             assert set(run.failed) == self.killers, "a killer's neighbours live"

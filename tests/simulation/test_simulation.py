@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from simulation.scenario import Scenario, run_seed
 from virtual import check_books
 
-from swarmkit.policy import Breaker, RetryPolicy
+from swarmkit.policy import RetryPolicy
 from swarmkit.records import Failure, FailureKind
 from swarmkit.scheduler import Delivered, Drop, Ended, Failed, Scheduler, Send, Settle, Stop, Tick, Wake
 
@@ -95,7 +95,7 @@ def test_any_order_of_events_keeps_the_books_and_ends(case):
                     wakes.append(at)
                 case Stop(failure):
                     over = True
-                    assert failure is None or all(e.breaker is Breaker.OUT for e in scheduler._fleet)
+                    assert failure is None or all(e.lost for e in scheduler._fleet)
         check_books(scheduler)
 
     def tell(event):
@@ -144,4 +144,4 @@ def test_any_order_of_events_keeps_the_books_and_ends(case):
         if not over:
             step(0, "end", 0.1)
     assert over, "the run does not end"
-    assert len(settled) == case["rows"] or all(e.breaker is Breaker.OUT for e in scheduler._fleet)
+    assert len(settled) == case["rows"] or all(e.lost for e in scheduler._fleet)
