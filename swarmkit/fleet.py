@@ -20,6 +20,8 @@ from .records import Failure, FailureKind
 __all__ = ["Endpoint", "Fleet"]
 
 _FIRST_ROWS = 32  # an endpoint may hold so many rows, or one request, before it has answered
+_WAIT_S = 30.0  # no row need wait for longer at an endpoint, if that is to be had
+_ROUNDS = 8  # rates are those of the last so many rows a slot, or a little more
 
 
 @dataclass(slots=True)
@@ -36,10 +38,14 @@ class Endpoint:
         Rows delivered.
     proven : bool
         It has answered in this run.
-    busy_s, busy_since : float
-        Seconds with requests in flight before the present spell, and when that began.
+    recent, recent_s : float
+        Rows delivered and seconds with requests in flight, those longer ago counting less.
+    busy_since : float
+        From when on its time with requests in flight is not yet in ``recent_s``.
     rate : float
         Rows a second while busy; 0 while unknown.
+    slots : float
+        Rows it works on at once, the most seen so far: by Little's law the rate times ``row_s``.
     row_s : float
         Seconds a row takes there when it need not wait: the least that the rows of a request took on average.
     ask_again_at : float
@@ -66,9 +72,11 @@ class Endpoint:
     held: int = 0
     done: int = 0
     proven: bool = False
+    recent: float = 0.0
+    recent_s: float = 0.0
     busy_since: float = 0.0
-    busy_s: float = 0.0
     rate: float = 0.0
+    slots: float = 0.0
     row_s: float = math.inf
     ask_again_at: float = 0.0
     breaker: Breaker = Breaker.CLOSED
@@ -162,10 +170,12 @@ class Fleet(list[Endpoint]):
         if not e.proven or e.busy or e.breaker is not Breaker.CLOSED:
             e.proven, e.busy = True, 0
             self._signal(e, Signal.SUCCESS)
-        busy = e.busy_s + now - e.busy_since
-        if busy > 0 and e.done:
+        e.recent += rows
+        e.recent_s += now - e.busy_since
+        e.busy_since = now
+        if e.recent_s > 0 and e.recent:
             self._count(e, -1)
-            e.rate = e.done / busy
+            e.rate = e.recent / e.recent_s
             self._count(e, +1)
 
     def ended(self, index: int, rows: int, row_s: float) -> None:
@@ -175,6 +185,10 @@ class Fleet(list[Endpoint]):
         self._count(e, -1)
         e.row_s = min(e.row_s, row_s)
         self._count(e, +1)
+        e.slots = max(e.slots, e.rate * e.row_s)
+        if e.recent > _ROUNDS * max(e.slots, _FIRST_ROWS):  # rows may get longer or shorter as the run goes on
+            e.recent /= 2
+            e.recent_s /= 2
         if e.max_bite <= rows < self.max_size:
             e.max_bite = min(self.max_size, e.max_bite + max(1, e.max_bite // 8))
 
@@ -188,7 +202,7 @@ class Fleet(list[Endpoint]):
         e.held -= unfinished
         e.requests -= 1
         if not e.requests:
-            e.busy_s += now - e.busy_since
+            e.recent_s += now - e.busy_since
 
     def _count(self, e: Endpoint, sign: int) -> None:
         """Add an endpoint to the sums over those that are ready, or take it off."""
@@ -333,8 +347,12 @@ class Fleet(list[Endpoint]):
         if e.requests >= (self._max_in_flight if e.proven else min(self._max_in_flight, first // self.max_size)):
             return 0
         # As in TCP's slow start every row delivered opens the window, so that an endpoint whose speed is not known
-        # yet is trusted with little.
+        # yet is trusted with little. Then Little's law says how many rows it works on at once (rate times the time
+        # of a row that need not wait): half as many again keep it full, and one batch is in reserve.
         hold = min(self.max_size * self._max_in_flight, first + 2 * e.done)
+        if e.slots:
+            some = min(4 * self.max_size, math.ceil(e.rate * _WAIT_S))
+            hold = min(hold, max(first, some, self.max_size + math.ceil(1.5 * e.slots)))
         if e.rate > 0 and 2 * self._rated >= self.ready:
             over_s = self._over_s(left)
             if self._too_slow(index, over_s, now):

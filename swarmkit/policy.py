@@ -66,8 +66,9 @@ class BatchPolicy:
     ----------
     max_size : int, default 100
         Prompts a request, at most. vLLM refuses more than 1,024.
-    max_in_flight : int, default 4
-        Requests an endpoint holds at once, once it has answered; before that it gets one.
+    max_in_flight : int, default 16
+        Requests an endpoint holds at once, at most. It gets one until it has answered, then as many as keep it full;
+        where rows differ in length, most of the requests that are open have few rows left.
     single_in_flight : int, default 64
         The same for runs that send one prompt a request.
     hedge : bool, default True
@@ -85,7 +86,7 @@ class BatchPolicy:
     """
 
     max_size: int = 100
-    max_in_flight: int = 4
+    max_in_flight: int = 16
     single_in_flight: int = 64
     hedge: bool = True
 

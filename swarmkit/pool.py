@@ -351,13 +351,16 @@ class AgentPool:
     def _scheduler(self, prompts: Prompts, rows: Sequence[int], sizing: Sizing, single: bool) -> Scheduler:
         roomy, texts = sizing.room_chars, prompts.texts
 
+        def chars(row: int) -> int:
+            return len(texts[row] or "")
+
         def tight_budget(row: int) -> int | None:
-            if roomy is None or len(texts[row] or "") <= roomy:
+            if roomy is None or chars(row) <= roomy:
                 return None
-            budget = sizing.budget(len(texts[row] or ""))
+            budget = sizing.budget(chars(row))
             return budget if budget < sizing.cap else None
 
-        queues, tight = home_queues(rows, self.size, tight_budget)
+        queues, tight = home_queues(rows, self.size, tight_budget, chars)
         in_flight = self._batch.single_in_flight if single else self._batch.max_in_flight
         slow = [i for i, e in enumerate(self._endpoints) if self._status(e) == "slow"]
         return Scheduler(

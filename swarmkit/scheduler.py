@@ -495,6 +495,7 @@ class Scheduler:
         late = self._now - self._patience_s
         flights = itertools.takewhile(lambda f: f.sent_at < late, self._flights.values())
         idle = [i for i in self._hungry if self._fleet.room(i, self._left, self._now)]
+        idle.sort(key=lambda i: self._fleet[i].row_s)  # the quickest first
         rows = [
             (r, f)
             for f in flights

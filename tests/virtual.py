@@ -106,7 +106,7 @@ class Virtual:
         *,
         by_rows=True,
         max_size=100,
-        max_in_flight=4,
+        max_in_flight=16,
         concurrency=None,
         seed=0,
         retry=None,
@@ -114,6 +114,7 @@ class Virtual:
         resting=(),
         tight=None,
         lengths=None,
+        chars=None,
         killers=None,
         books=0,
         trace=None,
@@ -130,7 +131,7 @@ class Virtual:
         self.killers = killers or {}
         self.books = books
         self.trace = trace
-        queues, self.tight = home_queues(range(rows), len(servers), (tight or {}).get)
+        queues, self.tight = home_queues(range(rows), len(servers), (tight or {}).get, chars or (lambda row: 1))
         self.scheduler = Scheduler(
             queues,
             rows,
