@@ -20,6 +20,7 @@ from .records import Failure, FailureKind
 __all__ = ["Endpoint", "Fleet"]
 
 _FIRST_ROWS = 32  # an endpoint may hold so many rows, or one request, before it has answered
+_ALONE = 4  # or so many requests, if it is the only one
 _WAIT_S = 30.0  # no row need wait for longer at an endpoint, if that is to be had
 _ROUNDS = 8  # rates are those of the last so many rows a slot, or a little more
 
@@ -343,7 +344,7 @@ class Fleet(list[Endpoint]):
             return 1 if e.lost else max(1, size // 10)
         first = max(self.max_size, _FIRST_ROWS)
         if len(self) == 1:  # nobody else could have the rows, and a server that waits for the next batch is idle
-            first = self.max_size * self._max_in_flight
+            first = _ALONE * self.max_size
         if e.requests >= (self._max_in_flight if e.proven else min(self._max_in_flight, first // self.max_size)):
             return 0
         # As in TCP's slow start every row delivered opens the window, so that an endpoint whose speed is not known
