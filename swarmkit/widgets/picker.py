@@ -25,6 +25,9 @@ from .table import SIZE, Load, header_html, load_of, matching, page_of, row_html
 __all__ = ["EndpointPicker"]
 
 _LOAD_S = 5.0
+# The columns of the table begin at the same place in every line, header included.
+_NARROW = {"flex": "0 0 24px", "width": "24px", "margin": "0 4px 0 2px"}
+_WIDE = {"flex": "1 1 0", "min_width": "0", "margin": "0"}
 
 
 class EndpointPicker(ipywidgets.VBox):
@@ -89,7 +92,7 @@ class EndpointPicker(ipywidgets.VBox):
         rows = [_Row(self._ticked) for _ in range(min(SIZE, len(self._endpoints)))]
         self._rows = rows
         self._table = ipywidgets.VBox(rows)
-        header = ipywidgets.HBox([ipywidgets.Box(layout={"width": "28px"}), _wide(ipywidgets.HTML(header_html()))])
+        header = ipywidgets.HBox([ipywidgets.Box(layout=_NARROW), ipywidgets.HTML(header_html(), layout=_WIDE)])
         self._pager = ipywidgets.HBox(
             [
                 _button("", "chevron-left", "Previous page", lambda: self._turn(-1)),
@@ -108,7 +111,7 @@ class EndpointPicker(ipywidgets.VBox):
         ]
         tools = ipywidgets.HBox([*buttons, self._text, self._tag], layout={"flex_flow": "row wrap"})
         # A narrow cell scrolls the table rather than squeezing it.
-        table = ipywidgets.VBox([header, self._table], layout={"min_width": "640px"})
+        table = ipywidgets.VBox([header, self._table], layout={"min_width": "560px"})
         scroll = ipywidgets.Box([table], layout={"overflow": "auto hidden", "display": "block", "width": "100%"})
         super().__init__([tools, self._status, scroll, self._pager])
 
@@ -252,16 +255,10 @@ class _Row(ipywidgets.HBox):
     """A line of the table: a box, and what stands beside it."""
 
     def __init__(self, ticked: Any) -> None:
-        self.box = ipywidgets.Checkbox(indent=False, layout={"width": "28px"})
-        self.text = _wide(ipywidgets.HTML())
-        super().__init__([self.box, self.text])
+        self.box = ipywidgets.Checkbox(indent=False, layout=_NARROW)
+        self.text = ipywidgets.HTML(layout=_WIDE)
+        super().__init__([self.box, self.text], layout={"align_items": "center"})
         self.box.observe(lambda _: ticked(self), "value")
-
-
-def _wide(widget: Any) -> Any:
-    widget.layout.flex = "1 1 auto"
-    widget.layout.min_width = "0"
-    return widget
 
 
 def _button(label: str, icon: str, tooltip: str, press: Any) -> ipywidgets.Button:

@@ -21,7 +21,7 @@ _CAUSES = 4
 _CHARS = 160
 _CELL = "padding:1px 12px 1px 0;text-align:left;border:0"
 _NUMBER = "padding:1px 12px 1px 0;text-align:right;font-variant-numeric:tabular-nums;border:0"
-_TABLE = "border-collapse:collapse;border:0;margin:2px 0"
+_TABLE = "border-collapse:collapse;table-layout:auto;border:0;margin:2px 0"
 
 
 @dataclass
@@ -139,10 +139,11 @@ def _curve(pace: Pace) -> str:
     rates = pace.rates()
     if len(rates) < 3:
         return ""
+    rates = [(0.0, rates[0][1]), *rates]
     width, height = 600, 36
     end, top = rates[-1][0], max(rate for _, rate in rates) or 1.0
     line = " ".join(f"{width * t / end:.1f},{height - 1 - (height - 2) * rate / top:.1f}" for t, rate in rates)
-    area = f"{width * rates[0][0] / end:.1f},{height} {line} {width},{height}"
+    area = f"0,{height} {line} {width},{height}"
     svg = (
         f'<svg viewBox="0 0 {width} {height}" preserveAspectRatio="none" role="img" aria-label="rows a second" '
         f'style="display:block;width:100%;height:{height}px"><polygon points="{area}" fill="{BLUE}" opacity=".2"/>'
@@ -164,27 +165,32 @@ def _lanes(endpoints: Sequence[EndpointStats], going: bool) -> str:
     lines = [_lane(endpoints[i], most, going) for i in shown]
     if rest := len(endpoints) - len(shown):
         told = set(shown)
-        lines.append(_rest([e for i, e in enumerate(endpoints) if i not in told], rest))
-    names = ("endpoint", "", "rows", "in flight", "failures", "")
-    head = "".join(f'<th style="{_style(name)};font-weight:normal">{faint(name)}</th>' for name in names)
-    return f'<table style="{_TABLE};width:100%"><tr>{head}</tr>{"".join(lines)}</table>'
-
-
-def _style(name: str) -> str:
-    return _NUMBER if name in ("rows", "in flight", "failures") else _CELL
+        others = [e for i, e in enumerate(endpoints) if i not in told]
+        sums = (sum(getattr(e, number) for e in others) for number in ("rows", "in_flight", "failures"))
+        lines.append(_line(faint(f"and {plural(rest, 'other endpoint')}"), "", _numbers(*sums), ""))
+    head = _line(faint("endpoint"), "", [*map(faint, ("rows", "in flight" if going else "", "failures"))], "")
+    return f'<table style="{_TABLE};width:100%">{head}{"".join(lines)}</table>'
 
 
 def _lane(e: EndpointStats, most: int, going: bool) -> str:
     colour, words = _condition(e, going)
     track = "height:8px;border-radius:4px;background:rgba(128,128,128,.18);min-width:60px"
     fill = f'<div style="height:8px;border-radius:4px;width:{100 * e.rows / most:.1f}%;background:{BLUE}"></div>'
-    name = f'<span title="{esc(e.name)}">{esc(cut(e.name, 40))}</span>'
-    numbers = (f"{e.rows:,}", f"{e.in_flight:,}" if going else "", f"{e.failures:,}" if e.failures else "")
+    name = f'{dot(colour, words)} <span title="{esc(e.name)}">{esc(cut(e.name, 40))}</span>'
+    bar = f'<div style="{track}">{fill}</div>'
+    return _line(name, bar, _numbers(e.rows, e.in_flight, e.failures), faint(words))
+
+
+def _numbers(rows: int, in_flight: int, failures: int) -> list[str]:
+    return [f"{rows:,}", *(f"{number:,}" if number else "" for number in (in_flight, failures))]
+
+
+def _line(name: str, bar: str, numbers: Sequence[str], words: str) -> str:
     return (
-        f'<tr style="background:none"><td style="{_CELL};white-space:nowrap">{dot(colour, words)} {name}</td>'
-        f'<td style="{_CELL};width:40%"><div style="{track}">{fill}</div></td>'
-        + "".join(f'<td style="{_NUMBER}">{number}</td>' for number in numbers)
-        + f'<td style="{_CELL};white-space:nowrap">{faint(words)}</td></tr>'
+        f'<tr style="background:none"><td style="{_CELL};white-space:nowrap">{name}</td>'
+        f'<td style="{_CELL};width:40%">{bar}</td>'
+        + "".join(f'<td style="{_NUMBER};white-space:nowrap">{number}</td>' for number in numbers)
+        + f'<td style="{_CELL};white-space:nowrap">{words}</td></tr>'
     )
 
 
@@ -199,13 +205,6 @@ def _condition(e: EndpointStats, going: bool) -> tuple[str, str]:
     if not going:
         return GREEN, ""
     return (BLUE, "working") if e.in_flight else (GREY, "idle")
-
-
-def _rest(others: Sequence[EndpointStats], count: int) -> str:
-    numbers = (sum(e.rows for e in others), sum(e.in_flight for e in others), sum(e.failures for e in others))
-    cells = "".join(f'<td style="{_NUMBER}">{number:,}</td>' for number in numbers)
-    label = faint(f"and {plural(count, 'other endpoint')}")
-    return f'<tr style="background:none"><td style="{_CELL}" colspan="2">{label}</td>{cells}<td></td></tr>'
 
 
 def _answers(newest: Sequence[tuple[object, str]]) -> str:

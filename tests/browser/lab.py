@@ -90,9 +90,10 @@ class Lab:
             try:
                 urllib.request.urlopen(f"{self._url}/api/status?token={self._token}", timeout=5).close()
                 return
-            except OSError:
+            except OSError as exc:
                 if self._process.poll() is not None or time.monotonic() > deadline:
-                    raise RuntimeError(f"JupyterLab did not start: {(self.folder / 'lab.log').read_text()[-2000:]}")
+                    said = (self.folder / "lab.log").read_text()[-2000:]
+                    raise RuntimeError(f"JupyterLab did not start. It said:\n{said}") from exc
                 time.sleep(0.2)
 
     def write(self, name: str, cells: Sequence[str]) -> Path:
