@@ -77,7 +77,7 @@ class RunMonitor(ipywidgets.VBox):
     def _follow(self) -> None:
         self._draw()
         going, waited_for = not self._over, self._run.waited_for
-        self._stop.layout.display = "flex" if going and not waited_for else "none"
+        self._stop.layout.display = "inline-block" if going and not waited_for else "none"
         self._stop.disabled = self._run.state == "cancelling"
         told = "To stop it, interrupt the kernel (■): finished rows are kept." if going and waited_for else ""
         self._note.value = block(faint(told)) if told else ""

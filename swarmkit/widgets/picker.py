@@ -26,7 +26,7 @@ __all__ = ["EndpointPicker"]
 
 _LOAD_S = 5.0
 # The columns of the table begin at the same place in every line, header included.
-_NARROW = {"flex": "0 0 24px", "width": "24px", "margin": "0 4px 0 2px"}
+_NARROW = {"flex": "0 0 24px", "width": "24px", "margin": "3px 4px 0 2px"}
 _WIDE = {"flex": "1 1 0", "min_width": "0", "margin": "0"}
 
 
