@@ -65,7 +65,7 @@ def hostfile(folder: Path, count: int) -> Path:
 def paced() -> Iterator[sk.LocalSwarm]:
     """Three endpoints that take their time, and one of them refuses everything."""
     with sk.local(
-        1, engine="echo", addresses=3, tokens_per_s=40, max_num_seqs=4, faults=["http_500:address=127.0.0.3,path=/v1/c"]
+        1, engine="echo", addresses=3, tokens_per_s=80, max_num_seqs=4, faults=["http_500:address=127.0.0.3,path=/v1/c"]
     ) as swarm:
         yield swarm
 
