@@ -23,15 +23,18 @@ HOSTILE = """<img src="http://stranger.invalid/x" onerror="window.harmed=1"><scr
 SETUP = """
 import json, threading, time, urllib.request, warnings
 import pandas as pd, swarmkit as sk
-swarm = sk.local(1, engine="echo", addresses=45, tokens_per_s=12, max_num_seqs=8, faults=["http_401:address=127.0.0.7"])
-ends = [sk.AgentEndpoint(e.host, e.port, {"rack": "abc"[i % 3]}, api_key=e.api_key) for i, e in enumerate(swarm.endpoints)]
+fault = "http_401:address=127.0.0.7"
+swarm = sk.local(1, engine="echo", addresses=45, tokens_per_s=12, max_num_seqs=8, faults=[fault])
+racks = [{"rack": "abc"[i % 3]} for i in range(45)]
+ends = [sk.AgentEndpoint(e.host, e.port, tags, api_key=e.api_key) for e, tags in zip(swarm.endpoints, racks)]
 """
 # Notes when the picture under a cell says how many rows: seconds, and the number.
 WATCH = """(index) => {
   const area = document.querySelectorAll('.jp-Notebook .jp-Cell')[index].querySelector('.jp-Cell-outputArea');
   window.seen = []; let last = -1;
   new MutationObserver(() => {
-    const found = /([\\d,]+) of [\\d,]+ row/.exec(area.textContent), over = /scatter: (cancelled|done)/.exec(area.textContent);
+    const found = /([\\d,]+) of [\\d,]+ row/.exec(area.textContent);
+    const over = /scatter: (cancelled|done)/.exec(area.textContent);
     const count = found ? Number(found[1].replace(/,/g, '')) : -1;
     if (count !== last || over) { window.seen.push([Date.now() / 1000, count, over ? over[1] : '']); last = count; }
   }).observe(area, {childList: true, subtree: true, characterData: true});
@@ -84,7 +87,10 @@ def test_pick_probe_filter_tick(lab: Any, shots: Path) -> None:
         page.run(0)
         page.run(1)
         area = page.area(1)
-        press = lambda name: area.get_by_role("button", name=name, exact=True).click()  # noqa: E731
+
+        def press(name: str) -> None:
+            area.locator("button", has_text=re.compile(f"^{name}$")).click()
+
         expect(area).to_contain_text("46 not asked yet")
         press("Probe")
         expect(area).to_contain_text("45 up")
@@ -125,15 +131,15 @@ truth, job = [], None
 def ask():
     '''Rows that the server has finished, as it says itself.'''
     key = {"Authorization": f"Bearer {one.key()}"}
-    while job is None or not job.done():
+    while not truth or truth[-1][1] < 60:
         text = urllib.request.urlopen(urllib.request.Request(one.url + "/metrics", headers=key)).read().decode()
         held = sum(int(float(l.split()[-1])) for l in text.splitlines() if l.startswith("vllm:num_requests_"))
-        truth.append((time.time(), 60 - held if job and job.stats.requests else 0))
+        truth.append((time.time(), 60 - held if job.stats.requests else 0))
         time.sleep(0.02)
 """,
             "job = df.swarm.submit('{t}', pool=[one], progress=False, max_tokens=400)\n"
-            "threading.Thread(target=ask).start()\nsk.RunMonitor(job)",
-            "job.result(); print(job.stats.requests, json.dumps(truth))",
+            "asking = threading.Thread(target=ask)\nasking.start()\nsk.RunMonitor(job)",
+            "job.result(); asking.join(); print(job.stats.requests, json.dumps(truth))",
         ],
     )
     with lab.open("rows") as page:
@@ -149,9 +155,8 @@ def ask():
     showed = [next(at for at, n, _ in seen if n >= row) for row in range(1, 61)]
     lags = sorted(there - here for here, there in zip(finished, showed, strict=True))
     spread = finished[-1] - finished[0]
-    print(
-        f"\n60 rows of one batch finished over {spread:.1f} s; shown after {lags[30]:.2f} s (median), {lags[-1]:.2f} at most"
-    )
+    shown = f"shown after {lags[30]:.2f} s (median), {lags[-1]:.2f} s at most"
+    print(f"\n60 rows of one batch finished over {spread:.1f} s; {shown}")
     assert spread > 3
     assert bisect.bisect(lags, -0.1) == 0
     assert lags[-1] < 1.0
@@ -247,21 +252,22 @@ def test_an_interrupt_ends_a_waiting_cell_within_a_second(lab: Any, shots: Path)
 def test_hostile_text_shows_as_text_and_runs_nothing(lab: Any, shots: Path) -> None:
     from playwright.sync_api import expect
 
-    hostile = f"hostile = {HOSTILE!r}\n"
     lab.write(
         "hostile",
         [
-            SETUP + hostile + "bad = sk.local(1, engine='echo', model=hostile, tokens_per_s=20)\n"
-            "end = sk.AgentEndpoint('127.0.0.1', bad.endpoints[0].port, {'tag': hostile}, api_key=bad.endpoints[0].api_key)\n"
-            "df = pd.DataFrame({'t': [f'{hostile} {i}' for i in range(40)]}, index=[hostile] * 40)",
+            SETUP
+            + f"""hostile = {HOSTILE!r}
+bad = sk.local(1, engine="echo", model=hostile, tokens_per_s=30).endpoints[0]
+end = sk.AgentEndpoint(bad.host, bad.port, {{"tag": hostile}}, api_key=bad.api_key)
+df = pd.DataFrame({{"t": [hostile + " more" * 3 * i for i in range(40)]}}, index=[hostile] * 40)""",
             "picker = sk.EndpointPicker([end])\npicker.probe().result()\npicker",
             "wrong = sk.EndpointPicker([end], model=hostile * 2)\nwrong.probe().result()\nwrong",
             "pool = sk.connect(end)\nrun = df.swarm.submit('{t}', progress=False, pool=pool)\nsk.RunMonitor(run)",
             "answers = run.result()\nrun",
-            "none = df.swarm.submit('{t}', progress=False, pool=sk.VLLMPool([end], model=hostile * 2))\nsk.RunMonitor(none)",
+            "none = df.swarm.submit('{t}', progress=False, pool=sk.VLLMPool([end], model=hostile * 2))\n"
+            "sk.RunMonitor(none)",
             "answers.head(2)",
             "display(pool, end, run.stats, df.head(8).swarm.compare('{t}', repeats=1, pool=pool))",
-            "df.swarm.scatter('{t}', pool=pool, stop=['img'], extra_body={'min_tokens': -1})",
         ],
     )
     with lab.open("hostile") as page:
@@ -276,15 +282,9 @@ def test_hostile_text_shows_as_text_and_runs_nothing(lab: Any, shots: Path) -> N
             page.run(cell)
         expect(page.area(5)).to_contain_text(f"The model `{HOSTILE}")  # a server's words, in a monitor
         expect(page.area(6)).to_contain_text("<img src=")
-        expect(page.area(7)).to_contain_text(f"model={HOSTILE}" if False else HOSTILE)
-        page.start(8)
-        page.tab.wait_for_timeout(1500)
+        expect(page.area(7)).to_contain_text(HOSTILE)
+        shoot(page, shots, "hostile-tables", 6)
         assert page.tab.evaluate("window.harmed") is None
-        there = page.tab.evaluate(
-            "document.querySelectorAll('.jp-Cell-outputArea img[src*=stranger], .jp-Cell-outputArea script').length"
-        )
-        assert there == 0
+        alive = ".jp-Cell-outputArea img[src*=stranger], .jp-Cell-outputArea script"
+        assert page.tab.locator(alive).count() == 0
         assert page.strangers == []
-        assert not re.search(
-            r"<img src=.http", "".join(str(o.get("data", {}).get("text/html")) for o in page.outputs(4))
-        )
