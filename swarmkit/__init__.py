@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from .store import Store, open_store
     from .vllm_pool import VLLMPool
     from .wait import wait_until_ready
+    from .widgets import EndpointPicker, RunMonitor
 
 __version__ = "0.1.0"
 
@@ -79,6 +80,7 @@ _HOMES = {
     "store": ("Store", "open_store"),
     "vllm_pool": ("VLLMPool",),
     "wait": ("wait_until_ready",),
+    "widgets": ("EndpointPicker", "RunMonitor"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 __all__ = sorted(_HOME_OF)

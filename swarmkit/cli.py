@@ -128,12 +128,12 @@ def _pairs(given: Sequence[str], option: str) -> dict[str, Any]:
 
 def _sending(args: argparse.Namespace, params: dict[str, Any]) -> dict[str, Any]:
     """The keywords of a verb that sends."""
-    from .options import _OURS, _SAMPLING
+    from .options import _OURS, Sampling
 
     for name in params:
         if name in _OURS:
             raise SettingError(f"--param {name}=...: swarmkit sets this field itself; see --help for its options")
-        near = difflib.get_close_matches(name, _SAMPLING, n=1, cutoff=0.8)
+        near = difflib.get_close_matches(name, [*Sampling.__annotations__], n=1, cutoff=0.8)
         if near and near[0] != name:
             _say(f"warning: --param {name}=... is sent as it is; did you mean {near[0]}?")
     options: dict[str, Any] = {"extra_body": params, "progress": False if args.quiet else "auto"}

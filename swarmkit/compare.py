@@ -22,11 +22,12 @@ import pandas as pd
 
 from . import bridge
 from .errors import NoEndpointsError, SettingError
+from .markup import plural, table_html
 from .options import Call, Options, read_options
 from .prompts import PromptLike, make_prompts
 from .records import Ask, Prompts
 from .results import Columns
-from .stats import RunStats, table_html
+from .stats import RunStats
 from .vllm_pool import VLLMPool, check_one_of
 
 if TYPE_CHECKING:
@@ -268,8 +269,7 @@ def _name(mode: str, batch_size: int) -> str:
 
 def _line(row: dict[Any, Any]) -> str:
     gain = "" if pd.isna(row["speed_up"]) else f", {row['speed_up']:.2f}x"
-    requests = f"{row['requests']} request{'s' * (row['requests'] != 1)}"
     return (
         f"{row['prompts_per_s']:.1f} prompts/s ({row['time_s']:.2f} s, {row['time_s_min']:.2f} to "
-        f"{row['time_s_max']:.2f}), {requests}, {row['client_cpu_s']:.2f} s client CPU{gain}"
+        f"{row['time_s_max']:.2f}), {plural(row['requests'], 'request')}, {row['client_cpu_s']:.2f} s client CPU{gain}"
     )

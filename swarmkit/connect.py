@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -13,11 +12,11 @@ from . import bridge
 from .errors import HostfileError, NoEndpointsError, SettingError, warn
 from .hostfile import AgentEndpoint, as_endpoint, parse_hostfile
 from .policy import BatchPolicy, RetryPolicy
-from .probe import PROBE_S, ServerInfo, probe_all
+from .probe import PROBE_S, ServerInfo, judged, probe_all
 from .records import Chat
 from .vllm_pool import VLLMPool
 
-__all__ = ["connect", "default_pool", "resolve", "set_default_pool", "use_pool"]
+__all__ = ["connect", "default_pool", "fit", "reasons", "resolve", "set_default_pool", "use_pool"]
 
 HOSTFILE_VARIABLES = ("SWARMKIT_HOSTFILE", "AURORA_SWARM_HOSTFILE")
 _NAMED = 10
@@ -113,24 +112,19 @@ def connect(
 def fit(pool: VLLMPool, infos: Sequence[ServerInfo]) -> VLLMPool:
     """Choose the model, leave out the endpoints that cannot be used, and warn once about them."""
     model = pool.model or _the_model(infos)
-    judged = [
-        replace(i, status="down", reason=f"it serves {', '.join(i.models)}, not {model}")
-        if i.status == "up" and model not in i.models
-        else i
-        for i in infos
-    ]
-    usable = [k for k, info in enumerate(judged) if info.status != "down"]
-    if not any(info.status == "up" for info in judged):
-        raise NoEndpointsError(f"none of the {len(judged)} endpoints can be used:\n{_reasons(judged)}")
-    out = [info for info in judged if info.status != "up"]
+    infos = [judged(info, model) for info in infos]
+    usable = [k for k, info in enumerate(infos) if info.status != "down"]
+    if not any(info.status == "up" for info in infos):
+        raise NoEndpointsError(f"none of the {len(infos)} endpoints can be used:\n{reasons(infos)}")
+    out = [info for info in infos if info.status != "up"]
     if out:
         down = sum(info.status == "down" for info in out)
         slow = len(out) - down
         counts = " and ".join(
             [*([f"{down} left out"] if down else []), *([f"{slow} slow, asked again later"] if slow else [])]
         )
-        warn(f"of {len(judged)} endpoints, {counts}:\n{_reasons(out)}")
-    pool._core.infos.update({info.endpoint.url: info for info in judged})
+        warn(f"of {len(infos)} endpoints, {counts}:\n{reasons(out)}")
+    pool._core.infos.update({info.endpoint.url: info for info in infos})
     fitted = pool.select(usable)
     fitted.model = model
     return fitted
@@ -144,11 +138,11 @@ def _the_model(infos: Sequence[ServerInfo]) -> str:
     return next(iter(counts), "")
 
 
-def _reasons(infos: Sequence[ServerInfo]) -> str:
-    lines = [f"  {info.endpoint.name}: {info.reason}" for info in infos[:_NAMED]]
-    if len(infos) > _NAMED:
-        lines.append(f"  and {len(infos) - _NAMED:,} more")
-    return "\n".join(lines)
+def reasons(infos: Sequence[ServerInfo]) -> str:
+    """Why endpoints are not up: a line each for the first ten, and how many more there are."""
+    out = [info for info in infos if info.status != "up"]
+    lines = [f"  {info.endpoint.name}: {info.reason}" for info in out[:_NAMED]]
+    return "\n".join([*lines, *([f"  and {len(out) - _NAMED:,} more"] if len(out) > _NAMED else [])])
 
 
 def resolve(target: Target) -> list[AgentEndpoint]:

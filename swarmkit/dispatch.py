@@ -168,13 +168,12 @@ class Dispatch:
                     self._tasks[batch.ticket] = task
                     task.add_done_callback(partial(self._landed, batch.ticket))
                 case sched.Settle(row, failure):
-                    self._columns.fail(row, failure.describe(), self._index_of(failure))
+                    self._columns.fail(row, failure.describe(), self._indexes.get(failure.endpoint, UNKNOWN))
                     self._emit(RowFailed(row, failure, time.monotonic()))
                 case sched.Drop(ticket):
                     self._tasks[ticket].cancel()
                     if ticket in self._heard:
-                        index, now = self._heard[ticket][0], time.monotonic()
-                        self._emit(RequestEnded(ticket, index, None, self._scheduler.alive, now, dropped=True))
+                        self._emit_end(ticket, self._heard[ticket][0], None, time.monotonic(), dropped=True)
                 case sched.Wake(at):
                     self._wake(at)
                 case sched.Stop(failure):
@@ -241,7 +240,8 @@ class Dispatch:
     async def _request(self, batch: Batch) -> None:
         endpoint = self._endpoints[batch.endpoint]
         sent = time.monotonic()
-        self._emit(RequestSent(batch.ticket, batch.endpoint, batch.rows, sent))
+        breaker = self._scheduler.fleet[batch.endpoint].breaker
+        self._emit(RequestSent(batch.ticket, batch.endpoint, batch.rows, breaker, sent))
         failure: Failure | None = None
         self._heard[batch.ticket] = (batch.endpoint, sent)
         try:
@@ -262,7 +262,7 @@ class Dispatch:
         now = time.monotonic()
         event = sched.Failed(batch.ticket, failure) if failure else sched.Ended(batch.ticket)
         instructions = self._scheduler.handle(event, now)
-        self._emit(RequestEnded(batch.ticket, batch.endpoint, failure, self._scheduler.alive, now))
+        self._emit_end(batch.ticket, batch.endpoint, failure, now)
         self._do(instructions)
 
     async def _ask_endpoint(self, batch: Batch, endpoint: AgentEndpoint, sent: float) -> Failure | None:
@@ -324,12 +324,13 @@ class Dispatch:
                 if wanted:
                     won.append(row)
         instructions = self._scheduler.handle(sched.Delivered(batch.ticket, rows), now)
-        self._emit(RowsDone(batch.ticket, batch.endpoint, won, self._scheduler.alive, now))
+        self._emit(RowsDone(batch.ticket, batch.endpoint, won, self._scheduler.fleet.ready, now))
         self._do(instructions)
+
+    def _emit_end(self, ticket: int, index: int, failure: Failure | None, at_s: float, dropped: bool = False) -> None:
+        fleet = self._scheduler.fleet
+        self._emit(RequestEnded(ticket, index, failure, fleet[index].breaker, fleet.ready, at_s, dropped))
 
     def _emit(self, event: RunEvent) -> None:
         for listener in self._listeners:
             listener(event)
-
-    def _index_of(self, failure: Failure) -> int:
-        return self._indexes.get(failure.endpoint, UNKNOWN)

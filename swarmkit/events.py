@@ -1,8 +1,7 @@
-"""What happens in a run, as records, and the registry of those who want to hear of it.
+"""What happens in a run, as records.
 
-A run's events go to plain callables. Whoever shows runs (the bar, the monitor) registers a factory under its
-keyword here, so the code that runs never imports the code that watches. Listeners are called on the I/O
-thread, must be quick, and must not raise.
+A run's events go to plain callables, so the code that runs never imports the code that watches. Listeners are called
+on the I/O thread, must be quick, and must not raise. What is slower, as the monitor, reads ``RunStats`` now and then.
 """
 
 from __future__ import annotations
@@ -10,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from .policy import Breaker
 from .records import Failure
 
 __all__ = [
-    "WATCHERS",
     "Listener",
     "RequestEnded",
     "RequestSent",
@@ -53,11 +52,13 @@ class RunStarted:
 
 @dataclass(frozen=True, slots=True)
 class RequestSent:
-    """A request goes out with these rows; ``at_s`` in seconds on the run's clock."""
+    """A request goes out with these rows, to an endpoint with its breaker in this state; ``at_s`` in seconds on the
+    run's clock."""
 
     ticket: int
     endpoint: int
     rows: Sequence[int]
+    breaker: Breaker
     at_s: float
 
 
@@ -85,11 +86,13 @@ class RowsReused:
 
 @dataclass(frozen=True, slots=True)
 class RequestEnded:
-    """A request is over, with a failure or None; ``dropped`` when nobody needed its rows any more."""
+    """A request is over, with a failure or None; ``breaker``: the endpoint's, after that; ``dropped`` when nobody
+    needed its rows any more."""
 
     ticket: int
     endpoint: int
     failure: Failure | None
+    breaker: Breaker
     alive: int
     at_s: float
     dropped: bool = False
@@ -115,6 +118,3 @@ class RunEnded:
 
 RunEvent = RunStarted | RequestSent | RowsDone | RowsReused | RequestEnded | RowFailed | RunEnded
 Listener = Callable[[RunEvent], None]
-
-WATCHERS: dict[str, Callable[[str], Listener]] = {}
-"""Keyword (``progress``, ``monitor``) to a factory that takes the verb's name and gives a listener."""

@@ -84,7 +84,7 @@ class Forest:
                     await call.pool.close()
             return None
 
-        return Run("tree_reduce", work, self.frame, self._errors, call.on_error)
+        return call.shown(Run("tree_reduce", work, self.frame, self._errors, call.on_error))
 
     async def _room(self, call: Call) -> int | None:
         """Characters that the children of a node may have together, next to the rest of its prompt."""

@@ -24,6 +24,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from .errors import HostfileError
+from .markup import table_html
 
 __all__ = ["AgentEndpoint", "as_endpoint", "parse_hostfile", "write_hostfile"]
 
@@ -82,6 +83,11 @@ class AgentEndpoint:
     def key(self) -> str | None:
         """The key to send, or None. Read from the environment at each call, so that nothing keeps it."""
         return self.api_key or (os.environ.get(self.key_env) if self.key_env else None)
+
+    def _repr_html_(self) -> str:
+        tags = " ".join(f"{k}={v}" for k, v in self.tags.items())
+        key = "given" if self.api_key else f"from ${self.key_env}" if self.key_env else "none"
+        return table_html([("endpoint", self.url), *([("tags", tags)] if tags else []), ("key", key)])
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "api_key": None}

@@ -11,26 +11,41 @@ from typing import Any, Literal, TypedDict
 from . import progress
 from .connect import use_pool
 from .errors import SettingError
-from .events import WATCHERS, Listener
+from .events import Listener
 from .records import Ask, Chat, Failure, Prompts
 from .results import Columns
 from .reuse import Dedup, check_dedup
 from .reuse import run as run_with_reuse
-from .run import OnError
+from .run import OnError, Run
 from .stats import RunStats
 from .store import Store, open_store
 from .vllm_pool import VLLMPool
 
-__all__ = ["Call", "Options", "read_options"]
+__all__ = ["Call", "Options", "Sampling", "read_options"]
 
-_SAMPLING = (
-    "temperature", "top_p", "top_k", "min_p", "stop", "seed", "presence_penalty", "frequency_penalty",
-    "repetition_penalty", "logit_bias", "min_tokens", "ignore_eos", "stop_token_ids", "user",
-)  # fmt: skip
 _OURS = ("model", "prompt", "messages", "n", "max_tokens", "stream", "stream_options", "stream_interval")
 
 
-class Options(TypedDict, total=False):
+class Sampling(TypedDict, total=False):
+    """What shapes an answer; goes to the servers as it is."""
+
+    temperature: float
+    top_p: float
+    top_k: int
+    min_p: float
+    stop: str | list[str]
+    seed: int
+    presence_penalty: float
+    frequency_penalty: float
+    repetition_penalty: float
+    logit_bias: dict[str, float]
+    min_tokens: int
+    ignore_eos: bool
+    stop_token_ids: list[int]
+    user: str
+
+
+class Options(Sampling, total=False):
     """Keywords of every verb that sends.
 
     Attributes
@@ -49,6 +64,8 @@ class Options(TypedDict, total=False):
         Tokens a row may generate; overrides the pool's.
     progress : bool or "auto"
         Whether a bar is shown; "auto" (the default): in notebooks and terminals.
+    monitor : bool
+        Whether the run is shown in full (``RunMonitor``) in place of the bar; outside of notebooks it is the bar.
     store : str, path or Store
         Folder of finished rows (``open_store``): the same call again, after a crash or an interrupt, asks only what is
         missing.
@@ -69,24 +86,11 @@ class Options(TypedDict, total=False):
     delivery: Literal["auto", "rows", "batch"]
     max_tokens: int
     progress: bool | Literal["auto"]
+    monitor: bool
     store: str | os.PathLike[str] | Store | None
     dedup: Dedup
     on_error: OnError
     extra_body: dict[str, Any]
-    temperature: float
-    top_p: float
-    top_k: int
-    min_p: float
-    stop: str | list[str]
-    seed: int
-    presence_penalty: float
-    frequency_penalty: float
-    repetition_penalty: float
-    logit_bias: dict[str, float]
-    min_tokens: int
-    ignore_eos: bool
-    stop_token_ids: list[int]
-    user: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +101,7 @@ class Call:
     owned: bool
     ask: Ask
     progress: bool
+    monitor: bool
     on_error: OnError
     store: Store | None
     dedup: Dedup
@@ -116,7 +121,15 @@ class Call:
 
     def listeners(self, label: str) -> list[Listener]:
         """Who watches a run with this label."""
-        return [WATCHERS["progress"](label)] if self.progress else []
+        return [progress.Bar(label)] if self.progress else []
+
+    def shown(self, run: Run) -> Run:
+        """Let a run be seen, if this call wants that, and return it."""
+        if self.monitor:
+            from .widgets import show  # widgets are slow to import, and most runs need none
+
+            show(run)
+        return run
 
 
 def read_options(options: Options, n: int = 1, details: bool = False, aggregation: bool = False) -> Call:
@@ -129,7 +142,8 @@ def read_options(options: Options, n: int = 1, details: bool = False, aggregatio
     """
     given: dict[str, Any] = dict(options)
     pool_like = given.pop("pool", None)
-    show = given.pop("progress", "auto")
+    monitor = bool(given.pop("monitor", False)) and progress.in_notebook()
+    show = given.pop("progress", False if monitor else "auto")
     on_error = given.pop("on_error", "column")
     store, dedup = given.pop("store", None), check_dedup(given.pop("dedup", "auto"))
     if on_error not in ("column", "raise"):
@@ -139,7 +153,7 @@ def read_options(options: Options, n: int = 1, details: bool = False, aggregatio
         raise SettingError(f"extra_body must not hold {', '.join(clash)}: swarmkit sets these itself")
     ours = {k: given.pop(k) for k in ("system", "mode", "chat", "delivery", "max_tokens") if k in given}
     for name in given:
-        if name not in _SAMPLING:
+        if name not in Sampling.__annotations__:
             allowed = [*Options.__annotations__, "out", "details", "only_missing", "n", "by", "fanin", "trace"]
             near = difflib.get_close_matches(name, allowed, n=1)
             hint = f" Did you mean {near[0]}=?" if near else ""
@@ -152,4 +166,4 @@ def read_options(options: Options, n: int = 1, details: bool = False, aggregatio
         ours.setdefault("max_tokens", pool.max_tokens_aggregation)
     ask = pool.ask(n=n, params=params, details=details, **ours)
     opened = None if store is None else open_store(store)
-    return Call(pool, owned, ask, progress.wanted(show), on_error, opened, dedup)
+    return Call(pool, owned, ask, progress.wanted(show), monitor, on_error, opened, dedup)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import random
 import weakref
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from types import TracebackType
@@ -16,6 +17,7 @@ from .dispatch import Dispatch, Way
 from .errors import NoEndpointsError, PoolClosedError, SettingError
 from .events import Listener, RunEnded, RunStarted
 from .hostfile import AgentEndpoint, as_endpoint
+from .markup import plural, table_html
 from .policy import BatchPolicy, RetryPolicy
 from .probe import ServerInfo
 from .records import Ask, Failure, Prompts, Response, Route
@@ -195,7 +197,16 @@ class AgentPool:
     def __repr__(self) -> str:
         shown = ", ".join(e.name for e in self._endpoints[:3]) + (", ..." if self.size > 3 else "")
         state = ", closed" if self._core.closed else ""
-        return f"<{type(self).__name__}: {self.size} endpoint{'s' * (self.size != 1)} ({shown}){state}>"
+        return f"<{type(self).__name__}: {plural(self.size, 'endpoint')} ({shown}){state}>"
+
+    def _repr_html_(self) -> str:
+        return table_html(self._facts())
+
+    def _facts(self) -> list[tuple[str, str]]:
+        """Label and value, for what is worth showing."""
+        known = Counter(self._core.infos[e.url].status for e in self._endpoints if e.url in self._core.infos)
+        health = ", ".join(f"{count:,} {status}" for status, count in known.most_common()) or "nobody was asked yet"
+        return [("pool", repr(self).strip("<>")), ("health", health)]
 
     # ---- verbs on lists ------------------------------
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from .errors import EndpointError
@@ -15,7 +15,7 @@ from .records import Ask, FailureKind, Route
 from .transport import Transport
 from .wire import Malformed, RowStream, StreamFailed, encode, path_of
 
-__all__ = ["Capabilities", "ServerInfo", "probe", "probe_all", "probe_capabilities"]
+__all__ = ["Capabilities", "ServerInfo", "judged", "probe", "probe_all", "probe_capabilities"]
 
 PROBE_S = 10.0
 _AT_ONCE = 256
@@ -109,6 +109,13 @@ async def probe(transport: Transport, endpoint: AgentEndpoint, timeout: float = 
     )
 
 
+def judged(info: ServerInfo, model: str | None) -> ServerInfo:
+    """The same, down if it is up but does not serve the model that is wanted (any, if None)."""
+    if info.status != "up" or model is None or model in info.models:
+        return info
+    return replace(info, status="down", reason=f"it serves {', '.join(info.models)}, not {model}")
+
+
 def _reason(exc: EndpointError) -> str:
     failure = exc.failure
     if failure.status in (401, 403):
@@ -120,14 +127,19 @@ def _reason(exc: EndpointError) -> str:
 
 
 async def probe_all(
-    transport: Transport, endpoints: Sequence[AgentEndpoint], timeout: float = PROBE_S
+    transport: Transport,
+    endpoints: Sequence[AgentEndpoint],
+    timeout: float = PROBE_S,
+    tell: Callable[[ServerInfo], None] = lambda info: None,
 ) -> list[ServerInfo]:
-    """Probe many endpoints at once, in the order given."""
+    """Probe many endpoints at once, in the order given; ``tell`` hears of each as soon as it is known."""
     gate = asyncio.Semaphore(_AT_ONCE)
 
     async def one(endpoint: AgentEndpoint) -> ServerInfo:
         async with gate:
-            return await probe(transport, endpoint, timeout)
+            info = await probe(transport, endpoint, timeout)
+        tell(info)
+        return info
 
     return list(await asyncio.gather(*map(one, endpoints)))
 

@@ -6,9 +6,9 @@ import sys
 import time
 from typing import Any, Literal
 
-from .events import WATCHERS, Listener, RequestEnded, RowFailed, RowsDone, RunEnded, RunEvent, RunStarted
+from .events import RequestEnded, RowFailed, RowsDone, RunEnded, RunEvent, RunStarted
 
-__all__ = ["Bar", "wanted"]
+__all__ = ["Bar", "in_notebook", "wanted"]
 
 _REFRESH_S = 0.1
 
@@ -81,13 +81,10 @@ def wanted(progress: bool | Literal["auto"]) -> bool:
     """Whether a bar is shown: "auto" shows it where a person looks on, in a terminal or a notebook."""
     if progress != "auto":
         return bool(progress)
+    return in_notebook() or bool(sys.stderr and sys.stderr.isatty())
+
+
+def in_notebook() -> bool:
+    """Whether a kernel runs this code, so that widgets can be shown."""
     ipython = sys.modules.get("IPython")
-    in_notebook = ipython is not None and hasattr(ipython.get_ipython(), "kernel")
-    return in_notebook or bool(sys.stderr and sys.stderr.isatty())
-
-
-def _make(verb: str) -> Listener:
-    return Bar(verb)
-
-
-WATCHERS["progress"] = _make
+    return ipython is not None and hasattr(ipython.get_ipython(), "kernel")

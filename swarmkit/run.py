@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import concurrent.futures
 import re
-from collections import Counter
-from collections.abc import Callable, Coroutine, Generator
+import threading
+from collections.abc import Callable, Coroutine, Generator, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from . import bridge
@@ -18,8 +18,9 @@ from .errors import (
     SwarmError,
     warn,
 )
-from .records import Failure
-from .stats import RunStats, table_html
+from .markup import table_html
+from .records import Failure, FailureKind
+from .stats import RunStats
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,8 +30,9 @@ __all__ = ["Run", "last_run"]
 OnError = Literal["column", "raise"]
 
 _newest: Run | None = None
-_SHOWN_CAUSES = 5
-_SHOWN_ROWS = 5
+_SHOWN = 5
+_SHOWN_CHARS = 200
+_DESCRIBED = re.compile(rf"({'|'.join(FailureKind)}) at (\S+?)(?=:? )")  # what Failure.describe begins with
 
 
 class Run:
@@ -44,6 +46,10 @@ class Run:
         "scatter" or "tree_reduce".
     stats : RunStats
         What it has cost so far.
+    waited_for : bool
+        A blocking verb waits for it, so that an interrupt stops it.
+    watchers : list of threading.Thread
+        They show it and end with it; whoever waits for its result waits for them, too.
 
     Examples
     --------
@@ -62,6 +68,7 @@ class Run:
         errors: Callable[[], list[tuple[object, str]]],
         on_error: OnError = "column",
         hint: str = "",
+        answers: Callable[[Iterable[int]], list[tuple[object, str]]] = lambda rows: [],
     ) -> None:
         global _newest
         self.verb = verb
@@ -70,6 +77,9 @@ class Run:
         self._errors = errors
         self._on_error = on_error
         self._hint = hint
+        self._answers = answers
+        self.watchers: list[threading.Thread] = []
+        self.waited_for = False
         self._cancelled = False
         self._warned = False
         _newest = self
@@ -92,6 +102,10 @@ class Run:
         """The result as far as it goes, at any time: rows that are not finished are missing, and their error
         says so."""
         return self._frame("not finished")
+
+    def newest(self) -> list[tuple[object, str]]:
+        """Index label and answer of the few rows that were answered last; none of a tree-reduce."""
+        return self._answers(list(self.stats.newest))
 
     def result(self, timeout: float | None = None) -> pd.DataFrame:
         """Wait for the end and return the frame.
@@ -127,10 +141,12 @@ class Run:
         ScatterInterrupted
             Interrupted; ``.frame`` has what had finished.
         """
+        self.waited_for = True
         try:
             bridge.wait_for(self._job)
         except KeyboardInterrupt:
             self._cancelled = True
+            self._let_watchers_end()
             raise ScatterInterrupted(
                 f"interrupted: {self.stats.known:,} of {self.stats.rows:,} rows had their answers. They are in "
                 "swarmkit.last_run().partial(); ask only the others with only_missing=True",
@@ -160,7 +176,12 @@ class Run:
             pass
         return self._outcome()
 
+    def _let_watchers_end(self) -> None:
+        for watcher in self.watchers:
+            watcher.join(bridge.GRACE_S)
+
     def _outcome(self) -> pd.DataFrame:
+        self._let_watchers_end()
         try:
             failure = self._job.result()
         except concurrent.futures.CancelledError:
@@ -188,46 +209,52 @@ class Run:
         return frame
 
     def _summary(self, errors: list[tuple[object, str]]) -> str:
-        """How many rows failed, the causes, and what to do next."""
-        rows_of: dict[str, list[object]] = {}
-        example: dict[str, str] = {}
+        """How many rows failed, the causes and the endpoints that named them, and what to do next."""
+        causes: dict[str, tuple[str, list[object], dict[str, None]]] = {}
         for label, error in errors:
-            cause = _cause(error)
-            rows_of.setdefault(cause, []).append(label)
-            example.setdefault(cause, error[:200])
-        counts = Counter({cause: len(rows) for cause, rows in rows_of.items()})
+            endpoint, words = _parted(error)
+            _, rows, endpoints = causes.setdefault(re.sub(r"\d+", "#", words), (words, [], {}))
+            rows.append(label)
+            endpoints[endpoint] = None
         lines = [f"{len(errors):,} of {self.stats.rows:,} rows failed:"]
-        for cause, count in counts.most_common(_SHOWN_CAUSES):
-            shown = ", ".join(repr(r) for r in rows_of[cause][:_SHOWN_ROWS])
-            more = ", ..." if count > _SHOWN_ROWS else ""
-            lines.append(f"  {count:,} x {example[cause]} (rows {shown}{more})")
-        if len(counts) > _SHOWN_CAUSES:
-            lines.append(f"  and {len(counts) - _SHOWN_CAUSES} other causes")
-        return "\n".join([*lines, *([self._hint] if self._hint else [])])
+        for words, rows, endpoints in sorted(causes.values(), key=lambda cause: -len(cause[1]))[:_SHOWN]:
+            where = f"; at {_few([*filter(None, endpoints)])}" if any(endpoints) else ""
+            lines += [f"  {len(rows):,} x {words}", f"      rows {_few([*map(repr, rows)])}{where}"]
+        if len(causes) > _SHOWN:
+            lines.append(f"  and {len(causes) - _SHOWN} other causes")
+        return "\n".join([*lines, self._hint]).rstrip()
 
-    def _state(self) -> str:
+    @property
+    def state(self) -> Literal["running", "cancelling", "cancelled", "failed", "done"]:
+        """Where it is. "failed": no endpoint was left, or nothing could be asked."""
         if not self._job.done():
             return "cancelling" if self._cancelled else "running"
-        if self._cancelled:
+        error = self._job.exception()
+        if isinstance(error, concurrent.futures.CancelledError):
             return "cancelled"
-        return "failed" if self._job.exception() is not None or self._job.result() is not None else "done"
+        return "failed" if error is not None or self._job.result() is not None else "done"
 
     def __repr__(self) -> str:
-        return f"<Run {self.verb}: {self._state()}, {self.stats.known:,} of {self.stats.rows:,} rows>"
+        return f"<Run {self.verb}: {self.state}, {self.stats.known:,} of {self.stats.rows:,} rows>"
 
     def _repr_html_(self) -> str:
-        return table_html([("run", f"{self.verb}, {self._state()}"), *self.stats.summary()])
+        return table_html([("run", f"{self.verb}, {self.state}"), *self.stats.summary()])
 
 
-def _cause(error: str) -> str:
-    """What errors have in common that differ only in the endpoint (``Failure.describe``) or in numbers.
+def _parted(error: str) -> tuple[str, str]:
+    """Endpoint, if any, and the rest of what ``Failure.describe`` made.
 
     Examples
     --------
-    >>> _cause("request refused at node7:8000 (HTTP 400): 5000 tokens are too many")
-    'request refused (HTTP #): # tokens are too many'
+    >>> _parted("request refused at node7:8000 (HTTP 400): too long")
+    ('node7:8000', 'request refused (HTTP 400): too long')
     """
-    return re.sub(r"\d+", "#", re.sub(r" at \S+", "", error, count=1))[:200]
+    found = _DESCRIBED.match(error)
+    return (found[2], f"{found[1]}{error[found.end() :]}"[:_SHOWN_CHARS]) if found else ("", error[:_SHOWN_CHARS])
+
+
+def _few(texts: Sequence[str]) -> str:
+    return ", ".join(texts[:_SHOWN]) + (f" and {len(texts) - _SHOWN:,} more" if len(texts) > _SHOWN else "")
 
 
 def last_run() -> Run:

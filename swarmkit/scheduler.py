@@ -238,9 +238,9 @@ class Scheduler:
         return min((self._tight[r] for r in rows if r in self._tight), default=None) if self._tight else None
 
     @property
-    def alive(self) -> int:
-        """Endpoints that are given work now."""
-        return self._fleet.ready
+    def fleet(self) -> Fleet:
+        """How the endpoints are; only to be looked at."""
+        return self._fleet
 
     # ---- events ------------------------------
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ __all__ = ["Sheet", "text_column"]
 
 TEXT: Any = "str" if int(pd.__version__.split(".")[0]) >= 3 else object
 """The dtype of text columns: pandas' string dtype where it is the default, else object."""
+_AGAIN = "Ask only these rows again, on the result: df.swarm.scatter(..., out={!r}, only_missing=True)"
 
 
 class Sheet:
@@ -79,8 +80,11 @@ class Sheet:
                     await call.pool.close()
 
         self.names = [e.name for e in call.pool.endpoints]
-        hint = f'Ask only these rows again: df.swarm.scatter(..., out="{self.out}", only_missing=True) on the result'
-        return Run(self.label, work, self.frame, self._errors, call.on_error, hint)
+        hint = _AGAIN.format(self.out) if self.n == 1 else ""  # only_missing works with one sample a row
+        return call.shown(Run(self.label, work, self.frame, self._errors, call.on_error, hint, self._answers))
+
+    def _answers(self, rows: Iterable[int]) -> list[tuple[object, str]]:
+        return [(self.df.index[row], self.columns.text[row * self.n] or "") for row in rows]
 
     def _errors(self) -> list[tuple[object, str]]:
         rows = sorted(self.columns.errors)

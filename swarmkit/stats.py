@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import html
-from collections.abc import Sequence
+from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from .events import RequestEnded, RequestSent, RowFailed, RowsDone, RowsReused, RunEnded, RunEvent, RunStarted
+from .markup import plural, table_html
+from .policy import Breaker
 from .results import Columns
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["EndpointStats", "RunStats", "table_html"]
+__all__ = ["EndpointStats", "RunStats"]
 
 LOGGED = 100_000
 """Requests that a run's timeline keeps: enough for any picture, and a bound on memory."""
@@ -21,7 +22,8 @@ LOGGED = 100_000
 
 @dataclass(slots=True)
 class EndpointStats:
-    """One endpoint's part in a run: requests, rows answered, failed requests, seconds with work in hand."""
+    """One endpoint's part in a run: requests, rows answered, failed requests, seconds with work in hand, and the
+    state of its breaker."""
 
     name: str
     requests: int = 0
@@ -31,6 +33,7 @@ class EndpointStats:
     in_flight: int = 0
     busy_since: float = 0.0
     last_failure: str = ""
+    breaker: Breaker = Breaker.CLOSED
 
 
 @dataclass(slots=True)
@@ -57,6 +60,10 @@ class RunStats:
         How endpoints were asked, and how many of them.
     endpoints : list of EndpointStats
         By endpoint index.
+    recent_failures : deque of str
+        What went wrong last (20 at most), requests and rows, the newest at the end.
+    newest : deque of int
+        Positions of the rows that were answered last (3 at most).
 
     Examples
     --------
@@ -80,6 +87,8 @@ class RunStats:
     time_s: float = 0.0
     routes: dict[str, int] = field(default_factory=dict)
     endpoints: list[EndpointStats] = field(default_factory=list)
+    recent_failures: deque[str] = field(default_factory=lambda: deque(maxlen=20))
+    newest: deque[int] = field(default_factory=lambda: deque(maxlen=3))
     _log: list[tuple[str, int, float, float, str | None]] = field(default_factory=list)
     _open: dict[int, tuple[int, int, float]] = field(default_factory=dict)
     _began: float = 0.0
@@ -90,6 +99,7 @@ class RunStats:
             case RowsDone(_, endpoint, rows, _, at_s):
                 self.answered += len(rows)
                 self.endpoints[endpoint].rows += len(rows)
+                self.newest.extend(rows)
                 self.time_s = at_s - self._began
             case RequestSent():
                 self._sent(event)
@@ -97,6 +107,7 @@ class RunStats:
                 self._ended(event)
             case RowFailed():
                 self.failed += 1
+                self.recent_failures.append(event.failure.describe())
             case RowsReused(rows, failed):
                 self.reused += len(rows) - failed
                 self.failed += failed
@@ -104,7 +115,8 @@ class RunStats:
                 self._started(event)
             case RunEnded():
                 self.time_s = event.at_s - self._began
-                for ticket in list(self._open):
+                for ticket, (index, _, _) in list(self._open.items()):
+                    self._freed(self.endpoints[index], event.at_s)
                     self._note(ticket, event.at_s, "dropped")
 
     def _started(self, event: RunStarted) -> None:
@@ -122,21 +134,27 @@ class RunStats:
         self.batch_sizes[rows] = self.batch_sizes.get(rows, 0) + 1
         self._open[event.ticket] = (event.endpoint, rows, event.at_s)
         endpoint.requests += 1
+        endpoint.breaker = event.breaker
         if not endpoint.in_flight:
             endpoint.busy_since = event.at_s
         endpoint.in_flight += 1
 
     def _ended(self, event: RequestEnded) -> None:
         endpoint = self.endpoints[event.endpoint]
-        endpoint.in_flight -= 1
-        if not endpoint.in_flight:
-            endpoint.busy_s += event.at_s - endpoint.busy_since
+        endpoint.breaker = event.breaker
+        self._freed(endpoint, event.at_s)
         if event.failure is not None:
             self.failed_requests += 1
             endpoint.failures += 1
             endpoint.last_failure = event.failure.describe()
+            self.recent_failures.append(endpoint.last_failure)
         kind = event.failure.kind if event.failure else None
         self._note(event.ticket, event.at_s, "dropped" if event.dropped else kind)
+
+    def _freed(self, endpoint: EndpointStats, at_s: float) -> None:
+        endpoint.in_flight -= 1
+        if not endpoint.in_flight:
+            endpoint.busy_s += at_s - endpoint.busy_since
 
     def _note(self, ticket: int, at_s: float, failure: str | None) -> None:
         index, rows, sent = self._open.pop(ticket)
@@ -207,7 +225,7 @@ class RunStats:
             ("tokens", f"{self.prompt_tokens:,} in, {self.completion_tokens:,} out"),
             ("endpoints", f"{len(self.endpoints):,}: {self.working_s:.1f} s working, {self.waiting_s:.1f} s waiting"),
             *((name, f"{count:,}") for name, count in extras.items() if count),
-            *(("asked by", f"{route}: {_plural(count, 'endpoint')}") for route, count in self.routes.items()),
+            *(("asked by", f"{route}: {plural(count, 'endpoint')}") for route, count in self.routes.items()),
         ]
 
     def __repr__(self) -> str:
@@ -215,21 +233,8 @@ class RunStats:
         failed += f", {self.reused:,} not asked" if self.reused else ""
         return (
             f"<RunStats: {self.answered:,} of {self.rows:,} rows answered{failed} in {self.time_s:.1f} s "
-            f"({self.rows_per_s:.1f} rows/s), {_plural(self.requests, 'request')}>"
+            f"({self.rows_per_s:.1f} rows/s), {plural(self.requests, 'request')}>"
         )
 
     def _repr_html_(self) -> str:
         return table_html(self.summary())
-
-
-def table_html(rows: Sequence[tuple[str, str]]) -> str:
-    """A small two-column table; every text is escaped, since server messages and names are hostile text."""
-    cells = "".join(
-        f'<tr><th style="text-align:left">{html.escape(a)}</th><td style="text-align:left">{html.escape(b)}</td></tr>'
-        for a, b in rows
-    )
-    return f"<table>{cells}</table>"
-
-
-def _plural(count: int, noun: str) -> str:
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"

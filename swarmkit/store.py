@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 import jiter
 
 from .errors import SettingError, StoreError, warn
+from .markup import plural, table_html
 from .records import Ask, Reply
 from .results import Columns
 
@@ -226,7 +227,11 @@ class Store:
             segment.unlink()
 
     def __repr__(self) -> str:
-        return f"<Store {str(self.path)!r}: {len(self.segments())} segments>"
+        return f"<Store {str(self.path)!r}: {plural(len(self.segments()), 'segment')}>"
+
+    def _repr_html_(self) -> str:
+        size = sum(segment.stat().st_size for segment in self.segments())  # counting rows would read them all
+        return table_html([("store", repr(self).strip("<>")), ("size", f"{size / 1e6:,.1f} MB")])
 
     def __getstate__(self) -> dict[str, Any]:
         return {"path": self.path, "_file": None, "_owner": 0, "_asks": set()}

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from .chat import CannotLearn, learn, understands_batch_chat
 from .errors import EndpointError
-from .probe import ServerInfo, probe_all, probe_capabilities
+from .probe import ServerInfo, judged, probe_all, probe_capabilities
 from .tables import clean, text_table
 from .transport import Transport
 from .vllm_pool import VLLMPool
@@ -119,7 +119,7 @@ async def survey(pool: VLLMPool, timeout: float) -> Survey:
         Seconds an endpoint is given to say what it is.
     """
     transport = pool._core.transport()
-    infos = [_judged(info, pool.model) for info in await probe_all(transport, pool.endpoints, timeout)]
+    infos = [judged(info, pool.model) for info in await probe_all(transport, pool.endpoints, timeout)]
     families: dict[tuple[Any, ...], list[ServerInfo]] = {}
     for info in infos:
         if info.status == "up":
@@ -139,12 +139,6 @@ async def survey(pool: VLLMPool, timeout: float) -> Survey:
         return family
 
     return Survey(infos, list(await asyncio.gather(*map(one, families.values()))))
-
-
-def _judged(info: ServerInfo, model: str | None) -> ServerInfo:
-    if info.status != "up" or model is None or model in info.models:
-        return info
-    return replace(info, status="down", reason=f"it serves {', '.join(info.models)}, not {model}")
 
 
 async def _ask(transport: Transport, info: ServerInfo, family: Family) -> None:

@@ -108,6 +108,9 @@ class VLLMPool(AgentPool):
         self.chat = check_chat(chat)
         self.delivery = check_one_of("delivery", delivery, ("auto", "rows", "batch"))
 
+    def _facts(self) -> list[tuple[str, str]]:
+        return [*super()._facts(), ("model", self.model or "the one the servers list")]
+
     # ---- verbs on lists ------------------------------
 
     async def post_batch(

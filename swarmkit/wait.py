@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from . import bridge
-from .connect import HOSTFILE_VARIABLES, fit, set_default_pool
+from .connect import HOSTFILE_VARIABLES, fit, reasons, set_default_pool
 from .errors import HostfileError, NoEndpointsError, SettingError
 from .hostfile import AgentEndpoint, parse_hostfile, write_hostfile
 from .probe import PROBE_S, ServerInfo, probe_all
@@ -101,9 +101,9 @@ def wait_until_ready(
             if len(healthy) >= needed:
                 break
             why = f"{needed} are needed, and {patience_s:g} s of patience are over"
-            raise NoEndpointsError(f"{line}, {why}:\n{_why(infos)}")
+            raise NoEndpointsError(f"{line}, {why}:\n{reasons(infos)}")
         if first_up is None and waited >= timeout_s:
-            raise NoEndpointsError(f"{line} after {timeout_s:g} s:\n{_why(infos)}")
+            raise NoEndpointsError(f"{line} after {timeout_s:g} s:\n{reasons(infos)}")
         time.sleep(every_s)
     pool = fit(VLLMPool(endpoints, **{"chat": "auto", **settings}), infos)
     if output is not None:
@@ -131,9 +131,3 @@ def _look(endpoints: list[AgentEndpoint], up: dict[str, ServerInfo], settings: d
         missing = [e for e in pool.endpoints if e.url not in up]
         found = {i.endpoint.url: i for i in bridge.call(probe_all(pool._core.transport(), missing, PROBE_S))}
         return [found.get(e.url) or up[e.url] for e in pool.endpoints]
-
-
-def _why(infos: list[ServerInfo]) -> str:
-    out = [i for i in infos if i.status != "up"]
-    lines = [f"  {i.endpoint.name}: {i.reason}" for i in out[:10]]
-    return "\n".join([*lines, *([f"  and {len(out) - 10:,} more"] if len(out) > 10 else [])])

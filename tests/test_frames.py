@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -197,9 +198,30 @@ def test_one_warning_sums_up_and_points_at_the_caller(picky: sk.VLLMPool) -> Non
     assert heard[0].filename == __file__
     message = str(heard[0].message)
     assert message.startswith("3 of 5 rows failed")
-    assert "(rows 'b', 'e')" in message
-    assert "only_missing=True" in message
+    assert "2 x request refused (HTTP 400): This model's maximum context length" in message
+    asked = "|".join(endpoint.name for endpoint in picky.endpoints)
+    assert re.search(rf"rows 'b', 'e'; at ({asked})", message)
     assert answers["response"].notna().to_list() == [True, False, False, True, False]
+    assert message.endswith("on the result: df.swarm.scatter(..., out='response', only_missing=True)")
+    with pytest.warns(sk.SwarmWarning, match="1 of 5 rows failed"):  # the call it names, on the result
+        again = answers.assign(t=["a", "mended", None, "b", "mended"]).swarm.scatter("{t}", only_missing=True)
+    assert again["response"].notna().to_list() == [True, True, False, True, True]
+
+
+def test_the_summary_names_endpoints_and_counts_what_it_leaves_out() -> None:
+    with sk.local(1, engine="echo", addresses=7, faults=["http_400:marker=POISON"]) as swarm:
+        df = pd.DataFrame({"t": [f"POISON {i}" for i in range(40)]})
+        with pytest.warns(sk.SwarmWarning) as heard:
+            df.swarm.scatter("{t}", pool=swarm)
+    message = str(heard[0].message)
+    assert message.startswith("40 of 40 rows failed:\n  40 x request refused (HTTP 400)")  # the same but for numbers
+    assert re.search(r"rows 0, 1, 2, 3, 4 and 35 more; at 127\.0\.0\.\d:\d+, 127", message)
+
+
+def test_no_retry_is_promised_where_it_would_not_work(picky: sk.VLLMPool) -> None:
+    with pytest.warns(sk.SwarmWarning) as heard:
+        pd.DataFrame({"t": ["a", "POISON 1"]}).swarm.scatter("{t}", n=2, temperature=1.0)
+    assert "only_missing" not in str(heard[0].message)
 
 
 # ---- while it runs ------------------------------

@@ -1,0 +1,48 @@
+"""Pieces of HTML: every text is escaped here, once.
+
+Styles stand in the elements and take their ink from what is around them, so they suit light and dark themes, leave
+the page's own styles alone, and outlive a saved notebook.
+"""
+
+from __future__ import annotations
+
+import html
+
+__all__ = ["BLUE", "GREEN", "GREY", "ORANGE", "RED", "SKY", "block", "cell", "cut", "dot", "esc", "faint"]
+
+# Okabe and Ito (2008), as in the plots; shape or words tell besides.
+BLUE, SKY, GREEN, ORANGE, RED, GREY = "#0072B2", "#56B4E9", "#009E73", "#E69F00", "#D55E00", "#8a8a8a"
+_SHAPES = {GREEN: "●", BLUE: "●", ORANGE: "◐", RED: "✖", GREY: "○"}
+
+
+def esc(value: object) -> str:
+    """Anything as text that HTML takes for text."""
+    return html.escape(str(value))
+
+
+def cut(text: str, chars: int) -> str:
+    """A text on one line, so long at most."""
+    line = " ".join(text[: 4 * chars].split())
+    return line if len(line) <= chars else line[: chars - 1] + "…"
+
+
+def dot(colour: str, meaning: str) -> str:
+    """A mark of health: its colour, its shape and its title say the same."""
+    return f'<span style="color:{colour}" title="{esc(meaning)}">{_SHAPES[colour]}</span>'
+
+
+def faint(text: object) -> str:
+    """Text of the second rank."""
+    return f'<span style="opacity:.65">{esc(text)}</span>'
+
+
+def cell(text: object, style: str = "") -> str:
+    """A text that keeps to its place; all of it shows under the pointer."""
+    shown = esc(text)
+    fit = "overflow:hidden;text-overflow:ellipsis;white-space:nowrap"
+    return f'<span title="{shown}" style="{fit};{style}">{shown}</span>'
+
+
+def block(inner: str, style: str = "") -> str:
+    """A paragraph of a widget."""
+    return f'<div style="line-height:1.5;font-size:13px;{style}">{inner}</div>'

@@ -1,0 +1,290 @@
+"""The widgets as people meet them: JupyterLab, a browser, clicks. Pictures go to ``$SWARMKIT_SHOTS``, to be looked at.
+
+Needs the extra ``browser`` and ``/usr/bin/chromium``; without them it fails.
+"""
+
+from __future__ import annotations
+
+import bisect
+import json
+import os
+import re
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = [pytest.mark.long, pytest.mark.timeout(300)]
+
+HOSTILE = """<img src="http://stranger.invalid/x" onerror="window.harmed=1"><script>window.harmed=2</script>"""
+SETUP = """
+import json, threading, time, urllib.request, warnings
+import pandas as pd, swarmkit as sk
+fault = "http_401:address=127.0.0.7"
+swarm = sk.local(1, engine="echo", addresses=45, tokens_per_s=12, max_num_seqs=8, faults=[fault])
+racks = [{"rack": "abc"[i % 3]} for i in range(45)]
+ends = [sk.AgentEndpoint(e.host, e.port, tags, api_key=e.api_key) for e, tags in zip(swarm.endpoints, racks)]
+"""
+# Notes when the picture under a cell says how many rows: seconds, and the number.
+WATCH = """(index) => {
+  const area = document.querySelectorAll('.jp-Notebook .jp-Cell')[index].querySelector('.jp-Cell-outputArea');
+  window.seen = []; let last = -1;
+  new MutationObserver(() => {
+    const found = /([\\d,]+) of [\\d,]+ row/.exec(area.textContent);
+    const over = /scatter: (cancelled|done)/.exec(area.textContent);
+    const count = found ? Number(found[1].replace(/,/g, '')) : -1;
+    if (count !== last || over) { window.seen.push([Date.now() / 1000, count, over ? over[1] : '']); last = count; }
+  }).observe(area, {childList: true, subtree: true, characterData: true});
+  document.addEventListener('click', () => { window.clicked = Date.now() / 1000; }, true);
+}"""
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    from lab import laboratory  # not at the top: who collects all tests need not have playwright
+
+    with laboratory(tmp_path_factory.mktemp("lab")) as lab:
+        yield lab
+
+
+@pytest.fixture(scope="module")
+def shots() -> Path:
+    folder = Path(os.environ.get("SWARMKIT_SHOTS") or Path(tempfile.gettempdir()) / "swarmkit-shots")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def shoot(page: Any, folder: Path, name: str, cell: int) -> None:
+    """A cell and what is below it, at two widths and in both themes."""
+    for theme in ("light", "dark"):
+        page.theme(theme)
+        for width in (1280, 720):
+            page.tab.set_viewport_size({"width": width, "height": 900})
+            page.tab.locator(".jp-Notebook .jp-Cell").nth(cell).evaluate("cell => cell.scrollIntoView()")
+            page.tab.wait_for_timeout(200)
+            page.tab.screenshot(path=str(folder / f"{name}-{theme}-{width}.png"))
+    page.theme("light")
+    page.tab.set_viewport_size({"width": 1280, "height": 900})
+
+
+def test_pick_probe_filter_tick(lab: Any, shots: Path) -> None:
+    from playwright.sync_api import expect
+
+    lab.write(
+        "picker",
+        [
+            SETUP,
+            "picker = sk.EndpointPicker([('127.0.0.1', 9), *ends], model='echo')\npicker",
+            "print(json.dumps([e.host for e in picker.selected]))",
+            "picker.selected = picker.selected[1:3]",
+            "print(picker.use())",
+        ],
+    )
+    with lab.open("picker") as page:
+        page.run(0)
+        page.run(1)
+        area = page.area(1)
+
+        def press(name: str) -> None:
+            area.locator("button", has_text=re.compile(f"^{name}$")).click()
+
+        expect(area).to_contain_text("46 not asked yet")
+        press("Probe")
+        expect(area).to_contain_text("45 up")
+        expect(area).to_contain_text("cannot connect: connection refused")
+        shoot(page, shots, "picker", 1)
+        area.get_by_placeholder("filter").fill("rack=b")
+        expect(area).to_contain_text("15 on show")
+        press("None")
+        area.locator("input[type=checkbox]").nth(1).click()
+        expect(area).to_contain_text("32 of 46 endpoints selected")
+        area.get_by_placeholder("filter").fill("")
+        chosen = json.loads(page.run(2))
+        assert chosen == ["127.0.0.1", *(f"127.0.0.{i + 1}" for i in range(45) if i % 3 != 1 or i == 4)]
+        page.run(3)  # in code
+        expect(area).to_contain_text("2 of 46 endpoints selected")
+        assert [box.is_checked() for box in area.locator("input[type=checkbox]").all()][:4] == [
+            False,
+            True,
+            False,
+            True,
+        ]
+        press("Healthy")
+        expect(area).to_contain_text("45 of 46 endpoints selected")
+        assert "<VLLMPool: 45 endpoints" in page.run(4)
+        assert page.strangers == []
+
+
+def test_rows_of_a_running_batch_show_within_a_second(lab: Any) -> None:
+    lab.write(
+        "rows",
+        [
+            SETUP,
+            """
+one = ends[0]
+df = pd.DataFrame({"t": ["word " * (1 + 7 * i % 40) for i in range(60)]})  # rows of one batch, of many lengths
+truth, job = [], None
+
+def ask():
+    '''Rows that the server has finished, as it says itself.'''
+    key = {"Authorization": f"Bearer {one.key()}"}
+    while not truth or truth[-1][1] < 60:
+        text = urllib.request.urlopen(urllib.request.Request(one.url + "/metrics", headers=key)).read().decode()
+        held = sum(int(float(l.split()[-1])) for l in text.splitlines() if l.startswith("vllm:num_requests_"))
+        truth.append((time.time(), 60 - held if job.stats.requests else 0))
+        time.sleep(0.02)
+""",
+            "job = df.swarm.submit('{t}', pool=[one], progress=False, max_tokens=400)\n"
+            "asking = threading.Thread(target=ask)\nasking.start()\nsk.RunMonitor(job)",
+            "job.result(); asking.join(); print(job.stats.requests, json.dumps(truth))",
+        ],
+    )
+    with lab.open("rows") as page:
+        page.run(0)
+        page.run(1)
+        page.tab.evaluate(WATCH, 2)
+        page.run(2)
+        requests, truth = page.run(3).split(" ", 1)
+        page.tab.wait_for_function("window.seen.some(([at, count]) => count === 60)")
+        seen = page.tab.evaluate("window.seen")
+    assert requests == "1"
+    finished = [next(at for at, n in json.loads(truth) if n >= row) for row in range(1, 61)]
+    showed = [next(at for at, n, _ in seen if n >= row) for row in range(1, 61)]
+    lags = sorted(there - here for here, there in zip(finished, showed, strict=True))
+    spread = finished[-1] - finished[0]
+    shown = f"shown after {lags[30]:.2f} s (median), {lags[-1]:.2f} s at most"
+    print(f"\n60 rows of one batch finished over {spread:.1f} s; {shown}")
+    assert spread > 3
+    assert bisect.bisect(lags, -0.1) == 0
+    assert lags[-1] < 1.0
+
+
+def test_stop_ends_a_submitted_run_within_a_second(lab: Any, shots: Path) -> None:
+    from playwright.sync_api import expect
+
+    lab.write(
+        "stop",
+        [
+            SETUP,
+            "df = pd.DataFrame({'gene': [f'gene{i:05}' for i in range(20_000)]})\npool = sk.connect(ends)\nended = []",
+            "run = df.swarm.submit('What does {gene} do in the cell?', max_tokens=64, progress=False)\n"
+            "run._job.add_done_callback(lambda _: ended.append(time.time()))\nsk.RunMonitor(run)",
+            "print(json.dumps([ended, run.state, run.stats.answered, int(run.partial()['response'].notna().sum())]))",
+            "run.partial().head(3)",
+            "from swarmkit import plots\nplots.timeline(run.stats.timeline()).figure",
+        ],
+    )
+    with lab.open("stop") as page:
+        page.run(0)
+        page.run(1)
+        page.tab.evaluate(WATCH, 2)
+        page.run(2)
+        page.tab.wait_for_function("window.seen.some(([at, count]) => count > 500)")
+        expect(page.area(2)).to_contain_text("Invalid API key")
+        shoot(page, shots, "monitor", 2)
+        page.area(2).get_by_role("button", name="Stop").click()
+        page.tab.wait_for_function("window.seen.some(([at, count, over]) => over)")
+        clicked, seen = page.tab.evaluate("[window.clicked, window.seen]")
+        ended, state, answered, there = json.loads(page.run(3))
+        shown = next(at for at, _, over in seen if over) - clicked
+        print(f"\nStop: over after {ended[0] - clicked:.3f} s, shown after {shown:.3f} s, {there:,} rows kept")
+        assert state == "cancelled"
+        assert 500 < there == answered < 20_000
+        assert ended[0] - clicked < 1.0
+        assert shown < 1.0
+        assert "gene00000" in page.run(4)
+        page.run(5)
+        picture = page.area(5).locator("img")
+        expect(picture).to_be_visible()
+        assert picture.evaluate("image => image.naturalWidth") > 300
+        shoot(page, shots, "stopped", 2)
+        page.save()
+        assert page.strangers == []
+    # What was saved shows the run's end to who opens it without its kernel.
+    saved = lab.folder / "notebooks" / "stop.ipynb"
+    html = "".join(
+        "".join(o["data"].get("text/html", "")) for o in json.loads(saved.read_text())["cells"][2]["outputs"]
+    )
+    assert f"{answered:,} of 20,000 rows" in html
+    saved.rename(saved.with_name("reopened.ipynb"))
+    with lab.open("reopened") as page:
+        expect(page.area(2)).to_contain_text("scatter: cancelled")
+        expect(page.area(2)).to_contain_text(f"{answered:,} of 20,000 rows")
+        shoot(page, shots, "reopened", 2)
+
+
+def test_an_interrupt_ends_a_waiting_cell_within_a_second(lab: Any, shots: Path) -> None:
+    from playwright.sync_api import expect
+
+    lab.write(
+        "interrupt",
+        [
+            SETUP,
+            "df = pd.DataFrame({'gene': [f'gene{i:05}' for i in range(20_000)]})\npool = sk.connect(ends)",
+            "df.swarm.scatter('What does {gene} do in the cell?', max_tokens=64, monitor=True)",
+            "run = sk.last_run()\nprint(run.state, run.stats.answered, run.partial()['response'].notna().sum())",
+        ],
+    )
+    with lab.open("interrupt") as page:
+        page.run(0)
+        page.run(1)
+        page.tab.evaluate(WATCH, 2)
+        page.start(2)
+        page.tab.wait_for_function("window.seen.some(([at, count]) => count > 500)")
+        expect(page.area(2)).to_contain_text("interrupt the kernel")
+        expect(page.area(2).get_by_role("button", name="Stop")).to_be_hidden()
+        shoot(page, shots, "waiting", 2)
+        began = time.time()
+        page.tab.evaluate("() => window.jupyterapp.commands.execute('notebook:interrupt-kernel')")
+        expect(page.area(2)).to_contain_text("ScatterInterrupted")
+        took = time.time() - began
+        state, answered, there = page.run(3).split()
+        print(f"\ninterrupt: the cell ended after {took:.3f} s, {int(there):,} rows kept")
+        assert took < 1.0
+        assert (state, there) == ("cancelled", answered)
+        expect(page.area(2)).to_contain_text(f"{int(answered):,} of 20,000 rows")
+        shoot(page, shots, "interrupted", 2)
+
+
+def test_hostile_text_shows_as_text_and_runs_nothing(lab: Any, shots: Path) -> None:
+    from playwright.sync_api import expect
+
+    lab.write(
+        "hostile",
+        [
+            SETUP
+            + f"""hostile = {HOSTILE!r}
+bad = sk.local(1, engine="echo", model=hostile, tokens_per_s=30).endpoints[0]
+end = sk.AgentEndpoint(bad.host, bad.port, {{"tag": hostile}}, api_key=bad.api_key)
+df = pd.DataFrame({{"t": [hostile + " more" * 3 * i for i in range(40)]}}, index=[hostile] * 40)""",
+            "picker = sk.EndpointPicker([end])\npicker.probe().result()\npicker",
+            "wrong = sk.EndpointPicker([end], model=hostile * 2)\nwrong.probe().result()\nwrong",
+            "pool = sk.connect(end)\nrun = df.swarm.submit('{t}', progress=False, pool=pool)\nsk.RunMonitor(run)",
+            "answers = run.result()\nrun",
+            "none = df.swarm.submit('{t}', progress=False, pool=sk.VLLMPool([end], model=hostile * 2))\n"
+            "sk.RunMonitor(none)",
+            "answers.head(2)",
+            "display(pool, end, run.stats, df.head(8).swarm.compare('{t}', repeats=1, pool=pool))",
+        ],
+    )
+    with lab.open("hostile") as page:
+        page.run(0)
+        for cell in (1, 2):
+            page.run(cell)
+            expect(page.area(cell)).to_contain_text(HOSTILE)
+        page.run(3)
+        expect(page.area(3)).to_contain_text(f"echo: {HOSTILE}")  # the newest answers
+        shoot(page, shots, "hostile", 1)
+        for cell in (4, 5, 6, 7):
+            page.run(cell)
+        expect(page.area(5)).to_contain_text(f"The model `{HOSTILE}")  # a server's words, in a monitor
+        expect(page.area(6)).to_contain_text("<img src=")
+        expect(page.area(7)).to_contain_text(HOSTILE)
+        shoot(page, shots, "hostile-tables", 6)
+        assert page.tab.evaluate("window.harmed") is None
+        alive = ".jp-Cell-outputArea img[src*=stranger], .jp-Cell-outputArea script"
+        assert page.tab.locator(alive).count() == 0
+        assert page.strangers == []
