@@ -23,8 +23,9 @@ class Merger:
     Examples
     --------
     >>> merger = Merger()
-    >>> merger.feed(b"HTTP/1.1 200 OK\\r\\nTransfer-Encoding: chunked\\r\\n\\r\\n3\\r\\nabc\\r\\n2\\r\\nde\\r\\n4\\r\\nf")
-    b'HTTP/1.1 200 OK\\r\\nTransfer-Encoding: chunked\\r\\n\\r\\n5\\r\\nabcde\\r\\n'
+    >>> _ = merger.feed(b"HTTP/1.1 200 OK\\r\\ntransfer-encoding: chunked\\r\\n\\r\\n")
+    >>> merger.feed(b"3\\r\\nabc\\r\\n2\\r\\nde\\r\\n4\\r\\nf")
+    b'5\\r\\nabcde\\r\\n'
     >>> merger.feed(b"ghi\\r\\n0\\r\\n\\r\\n")
     b'4\\r\\nfghi\\r\\n0\\r\\n\\r\\n'
     """

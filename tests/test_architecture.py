@@ -26,6 +26,7 @@ ORDER = [
     "fleet",
     "scheduler",
     "wire",
+    "framing",
     "transport",
     "probe",
     "chat",
@@ -138,6 +139,7 @@ def test_imports_point_up(path):
     [
         ("openai", {"transport"}),
         ("httpx2", {"transport"}),
+        ("httpcore2", {"transport"}),
         ("ipywidgets", {"widgets"}),
         ("matplotlib", {"plots", "compare"}),
         ("starlette", {"local"}),
