@@ -11,10 +11,9 @@ import re
 
 __all__ = ["Merger"]
 
-_CHUNKED = re.compile(rb"\r\ntransfer-encoding:[ \t]*chunked[ \t]*\r\n", re.IGNORECASE)
-_SIZE = re.compile(rb"([0-9A-Fa-f]{1,16})\r\n")
-_LONG = 1 << 16  # a chunk that is longer is not worth merging, nor holding back until it is whole
-_LONGEST_HEAD = 1 << 16
+_CHUNKED = re.compile(rb"^HTTP/1.1 2.*\r\ntransfer-encoding:[ \t]*chunked\r\n", re.IGNORECASE | re.DOTALL)
+_SIZE = re.compile(rb"([0-9A-Fa-f]{1,8})\r\n")
+_LONG = 1 << 16  # a chunk that is longer is not held back until it is whole
 
 
 class Merger:
@@ -35,53 +34,38 @@ class Merger:
 
     def start(self) -> None:
         """The next response begins."""
+        self._begins = True
+        self._merging = False
         self._held = b""
-        self._in_head = True
-        self._as_it_is = False
 
     def feed(self, data: bytes) -> bytes:
         """Take bytes as they come, none at the end of the connection; return those to be parsed, none while a chunk
         is not whole."""
-        held, self._held = self._held, b""
-        if self._as_it_is or not data:
-            return held + data
-        data = held + data
-        return self._head(data) if self._in_head else self._body(data)
+        head = b""
+        if not data:
+            self._merging = False
+        elif self._begins:
+            self._begins = False
+            head, end, data = data.partition(b"\r\n\r\n")
+            head += end
+            self._merging = end != b"" and _CHUNKED.match(head) is not None
+        data, self._held = self._held + data, b""
+        return head + (self._merge(data) if self._merging else data)
 
-    def _head(self, data: bytes) -> bytes:
-        end = data.find(b"\r\n\r\n") + 4
-        if end < 4:
-            if len(data) > _LONGEST_HEAD:
-                return self._let_through(data)
-            self._held = data
-            return b""
-        if not _CHUNKED.search(data, 0, end) or not data.startswith(b"HTTP/1.1 2"):
-            return self._let_through(data)
-        self._in_head = False
-        return data[:end] + self._body(data[end:])
-
-    def _body(self, data: bytes) -> bytes:
+    def _merge(self, data: bytes) -> bytes:
         chunks: list[bytes] = []
-        at = 0
+        at = begin = end = 0
         while match := _SIZE.match(data, at):
-            begin, size = match.end(), int(match[1], 16)
-            end = begin + size
-            if not 0 < size <= _LONG or data[end : end + 2] not in (b"\r\n", b"\r", b""):
-                return _chunk(chunks) + self._let_through(data[at:])
-            if end + 2 > len(data):
+            begin = match.end()
+            end = begin + int(match[1], 16)
+            if begin == end or data[end : end + 2] != b"\r\n":
                 break
             chunks.append(data[begin:end])
             at = end + 2
-        if not match and b"\n" in data[at:]:  # a chunk extension, or no chunk at all
-            return _chunk(chunks) + self._let_through(data[at:])
-        self._held = data[at:]
-        return _chunk(chunks)
-
-    def _let_through(self, data: bytes) -> bytes:
-        self._as_it_is = True
-        return data
-
-
-def _chunk(parts: list[bytes]) -> bytes:
-    data = b"".join(parts)
-    return b"%x\r\n%b\r\n" % (len(data), data) if data else b""
+        rest, body = data[at:], b"".join(chunks)
+        # The last chunk, a long one, or what is none goes as it is, with all that follows.
+        unfinished = begin < end <= begin + _LONG and end + 2 > len(data) if match else len(rest) < 10
+        self._merging = unfinished
+        if unfinished:
+            self._held, rest = rest, b""
+        return (b"%x\r\n%b\r\n" % (len(body), body) if body else b"") + rest
