@@ -7,6 +7,7 @@ From 1,000 to 1,000,000 rows on one endpoint; from 1 to 4,000 endpoints, every e
 from __future__ import annotations
 
 import resource
+import statistics
 import sys
 from functools import partial
 
@@ -21,22 +22,21 @@ BATCH = 100
 FLAT = 1.25
 
 
-def by_rows(server: Instant, sizes: list[int], repeats: int) -> pd.DataFrame:
-    """CPU per prompt, by the rows of the frame, for both deliveries."""
-    frames = {n: abstracts(n) for n in sizes}
+def by_rows(server: Instant, sizes: list[int]) -> pd.DataFrame:
+    """CPU per prompt, by the rows of the frame, for both deliveries; small frames several times."""
     rows = []
     with sk.connect(server) as pool:
         for delivery in ("batch", "rows"):
-            ways = {
-                n: partial(cpu_us, partial(sk.scatter, df, TEMPLATE, pool=pool, temperature=0, delivery=delivery), n)
-                for n, df in frames.items()
-            }
-            found = alternate({str(n): way for n, way in ways.items()}, repeats)
-            usual = found[str(sizes[1])]
+            found: dict[int, list[float]] = {}
+            for n in sizes:
+                scatter = partial(sk.scatter, abstracts(n), TEMPLATE, pool=pool, temperature=0, delivery=delivery)
+                found[n] = [cpu_us(scatter, n) for _ in range(max(1, min(9, 200_000 // n)))]
+            usual = [statistics.median(found[sizes[1]])]
             rows += [
-                {"delivery": delivery, "rows": n, **spread(found[str(n)], usual, "us a prompt", f"times {sizes[1]:,}")}
-                for n in sizes
-            ]
+                {"delivery": delivery, "rows": n, "runs": len(values),
+                 **spread(values, usual * len(values), "us a prompt", f"times {sizes[1]:,}")}
+                for n, values in found.items()
+            ]  # fmt: skip
     return pd.DataFrame(rows)
 
 
@@ -76,7 +76,7 @@ def main() -> int:
     sizes = [100, 200] if quick else [1_000, 10_000, 100_000, 1_000_000]
     counts = [1, 10] if quick else [1, 10, 100, 1_000]
     with Instant() as server:
-        rows = by_rows(server, sizes, 1 if quick else 3)
+        rows = by_rows(server, sizes)
     with Instant(counts[-1]) as server:
         endpoints = by_endpoints(server, counts, 2_000 if quick else 200_000, 1 if quick else 3)
         batch = rows[rows["delivery"] == "batch"].set_index("rows")
