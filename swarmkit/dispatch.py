@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -55,11 +55,11 @@ class Way:
     rows: bool = False
     note: str = ""
 
-    def wrap(self, text: str) -> str:
-        """The text that goes on the wire for a prompt."""
+    def wrap(self, texts: Iterable[str]) -> list[str]:
+        """The texts that go on the wire for prompts."""
         if self.template is None:
-            return text
-        return self.template.wrap(text) if isinstance(self.template, Template) else self.template(text)
+            return list(texts)
+        return list(map(self.template.wrap if isinstance(self.template, Template) else self.template, texts))
 
     def describe(self) -> str:
         """One line for statistics: route, and how rows come back."""
@@ -267,7 +267,7 @@ class Dispatch:
 
     async def _ask_endpoint(self, batch: Batch, endpoint: AgentEndpoint, sent: float) -> Failure | None:
         way = self._ways[batch.endpoint]
-        texts = [way.wrap(self._texts[row] or "") for row in batch.rows]
+        texts = way.wrap(self._texts[row] or "" for row in batch.rows)
         max_tokens = self._scheduler.budget(batch.rows) or self._sizing.cap
         body = encode(
             way.route,
@@ -284,7 +284,9 @@ class Dispatch:
             data = await self._transport.post(endpoint, path, body, timeout=patience)
             replies = decode(way.route, data, len(texts), n)
             unfinished = {r.prompt for r in replies if r.finish_reason in ("abort", "")}
-            self._deliver(batch, [r for r in replies if r.prompt not in unfinished], sent)
+            if unfinished:
+                replies = [r for r in replies if r.prompt not in unfinished]
+            self._deliver(batch, replies, sent)
             return self._aborted(endpoint) if unfinished else None
         rows = RowStream(len(texts), n)
         missing = len(texts)
@@ -311,20 +313,13 @@ class Dispatch:
 
     def _deliver(self, batch: Batch, replies: Sequence[Reply], sent: float) -> None:
         now = time.monotonic()
-        rows: list[int] = []
-        won: list[int] = []
-        last = self._ask.n - 1
-        for reply in replies:
-            row = batch.rows[reply.prompt]
-            wanted = self._scheduler.wants(row)
-            if wanted:
-                self._columns.answer(row, reply, batch.endpoint, now - sent)
-            if reply.sample == last:
-                rows.append(row)
-                if wanted:
-                    won.append(row)
-        instructions = self._scheduler.handle(sched.Delivered(batch.ticket, rows), now)
-        self._emit(RowsDone(batch.ticket, batch.endpoint, won, self._scheduler.fleet.ready, now))
+        rows, wants, last = batch.rows, self._scheduler.wants, self._ask.n - 1
+        won = [(row, reply) for reply in replies if wants(row := rows[reply.prompt])]
+        self._columns.answer(won, batch.endpoint, now - sent)
+        complete = [rows[reply.prompt] for reply in replies if reply.sample == last]
+        instructions = self._scheduler.handle(sched.Delivered(batch.ticket, complete), now)
+        rows_won = [row for row, reply in won if reply.sample == last]
+        self._emit(RowsDone(batch.ticket, batch.endpoint, rows_won, self._scheduler.fleet.ready, now))
         self._do(instructions)
 
     def _emit_end(self, ticket: int, index: int, failure: Failure | None, at_s: float, dropped: bool = False) -> None:

@@ -7,7 +7,7 @@ Columns are the first-class result: a run of a million rows keeps no object a ro
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from .records import Reply, Response
 
@@ -60,19 +60,20 @@ class Columns:
         self.latency_s = array("d", [float("nan")]) * size
         self.attempts = bytearray(size)
 
-    def answer(self, row: int, reply: Reply, endpoint: int, latency_s: float) -> None:
-        """Write one reply to its slot."""
-        slot = row * self.n + reply.sample
-        self.text[slot] = reply.text
-        self.finish_reason[slot] = reply.finish_reason
-        if reply.prompt_tokens is not None:
-            self.prompt_tokens[slot] = reply.prompt_tokens
-        if reply.completion_tokens is not None:
-            self.completion_tokens[slot] = reply.completion_tokens
-        if reply.reasoning:
-            self.reasoning[slot] = reply.reasoning
-        self.endpoint[row] = endpoint
-        self.latency_s[row] = latency_s
+    def answer(self, answers: Iterable[tuple[int, Reply]], endpoint: int, latency_s: float) -> None:
+        """Write replies to their slots: each with the row that it answers."""
+        for row, (_, sample, text, reason, prompt_tokens, completion_tokens, reasoning) in answers:
+            slot = row * self.n + sample
+            self.text[slot] = text
+            self.finish_reason[slot] = reason
+            if prompt_tokens is not None:
+                self.prompt_tokens[slot] = prompt_tokens
+            if completion_tokens is not None:
+                self.completion_tokens[slot] = completion_tokens
+            if reasoning:
+                self.reasoning[slot] = reasoning
+            self.endpoint[row] = endpoint
+            self.latency_s[row] = latency_s
 
     def copy(self, row: int, to: int) -> None:
         """Give one row's answers to another, which has the same prompt."""

@@ -126,7 +126,7 @@ class Store:
                 continue
             reply = Reply(row, line["sample"], line["text"], line.get("finish_reason") or "",
                           line.get("prompt_tokens"), line.get("completion_tokens"), line.get("reasoning"))  # fmt: skip
-            columns.answer(row, reply, indexes.get(line.get("endpoint", ""), -1), line.get("latency_s") or 0.0)
+            columns.answer([(row, reply)], indexes.get(line.get("endpoint", ""), -1), line.get("latency_s") or 0.0)
             found[row] = found.get(row, 0) + 1
         return {row for row, samples in found.items() if samples == columns.n}
 

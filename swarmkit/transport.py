@@ -17,11 +17,13 @@ from collections.abc import AsyncGenerator, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, cast
 
+import httpcore2
 import httpx2
 import jiter
 import openai
 
 from .errors import EndpointError
+from .framing import Merger
 from .hostfile import AgentEndpoint
 from .records import Failure, FailureKind
 from .wire import error_message, kind_of
@@ -156,7 +158,7 @@ class _Router(httpx2.AsyncBaseTransport):
     def __init__(self, verify: ssl.SSLContext | None) -> None:
         self._verify = verify
         self._plain = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # trusts nobody, and need not read whom to: 20 ms
-        self._pools: dict[tuple[str, str, int | None], httpx2.AsyncHTTPTransport] = {}
+        self._pools: dict[tuple[str, str, int | None], _Pool] = {}
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         url = request.url
@@ -166,7 +168,7 @@ class _Router(httpx2.AsyncBaseTransport):
             verify = self._plain
             if url.scheme == "https":
                 verify = self._verify = self._verify or ssl.create_default_context()
-            pool = self._pools[origin] = httpx2.AsyncHTTPTransport(verify=verify, trust_env=False, limits=_LIMITS)
+            pool = self._pools[origin] = _Pool(verify)
         trace = _Trace()
         request.extensions = {**request.extensions, "trace": trace}
         try:
@@ -179,6 +181,49 @@ class _Router(httpx2.AsyncBaseTransport):
     async def aclose(self) -> None:
         for pool in self._pools.values():
             await pool.aclose()
+
+
+class _Pool(httpx2.AsyncHTTPTransport):
+    """The connections to one origin."""
+
+    def __init__(self, verify: ssl.SSLContext) -> None:
+        super().__init__(verify=verify, trust_env=False, limits=_LIMITS)
+        # httpx2's parameters do not reach down to what reads the sockets, so its pool is replaced by one like it.
+        self._pool = httpcore2.AsyncConnectionPool(
+            ssl_context=verify, max_connections=None, keepalive_expiry=KEEPALIVE_S, network_backend=_Network()
+        )
+
+
+class _Network(httpcore2.AnyIOBackend):
+    async def connect_tcp(self, *args: Any, **kwargs: Any) -> httpcore2.AsyncNetworkStream:
+        return _Stream(await super().connect_tcp(*args, **kwargs))
+
+
+class _Stream(httpcore2.AsyncNetworkStream):
+    """A connection whose responses come in fewer and larger chunks (``framing.Merger``)."""
+
+    def __init__(self, stream: httpcore2.AsyncNetworkStream) -> None:
+        self._stream = stream
+        self._merger = Merger()
+
+    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        while data := await self._stream.read(max_bytes, timeout):
+            if merged := self._merger.feed(data):
+                return merged
+        return self._merger.feed(b"")
+
+    async def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        self._merger.start()
+        await self._stream.write(buffer, timeout)
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+    async def start_tls(self, *args: Any, **kwargs: Any) -> httpcore2.AsyncNetworkStream:
+        return _Stream(await self._stream.start_tls(*args, **kwargs))
+
+    def get_extra_info(self, info: str) -> Any:
+        return self._stream.get_extra_info(info)
 
 
 class _Trace:

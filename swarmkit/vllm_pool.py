@@ -302,7 +302,7 @@ class VLLMPool(AgentPool):
         await self._known()
         ask = await self._complete(ask)
         way = (await self._ways(ask))[0]
-        texts = [None if t is None else way.wrap(t) for t in prompts.texts]
+        texts = [None if t is None else way.wrap([t])[0] for t in prompts.texts]
         transport, endpoint = self._core.transport(), self._endpoints[0]
 
         async def count(text: str | None) -> int | None:

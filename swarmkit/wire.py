@@ -186,18 +186,18 @@ def _index(choice: Any, slots: int) -> int:
 
 
 def _text(value: Any) -> str:
+    if isinstance(value, str):
+        return value
     if value is None:
         return ""
-    if not isinstance(value, str):
-        raise Malformed(f"a choice's text is of type {type(value).__name__}")
-    return value
+    raise Malformed(f"a choice's text is of type {type(value).__name__}")
 
 
 def _reason(choice: Mapping[str, Any]) -> str:
-    reason = choice.get("finish_reason") or ""
-    if not isinstance(reason, str):
-        raise Malformed(f"a choice's finish_reason is of type {type(reason).__name__}")
-    return reason
+    reason = choice.get("finish_reason")
+    if isinstance(reason, str) or not reason:
+        return reason or ""
+    raise Malformed(f"a choice's finish_reason is of type {type(reason).__name__}")
 
 
 def _counts(choice: Mapping[str, Any], usage: Any) -> tuple[int | None, int | None]:

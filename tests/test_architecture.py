@@ -27,6 +27,7 @@ ORDER = [
     "fleet",
     "scheduler",
     "wire",
+    "framing",
     "transport",
     "probe",
     "chat",
@@ -142,6 +143,7 @@ def test_imports_point_up(path):
     [
         ("openai", {"transport"}),
         ("httpx2", {"transport"}),
+        ("httpcore2", {"transport"}),
         ("ipywidgets", {"widgets"}),
         ("matplotlib", {"plots", "compare"}),
         ("starlette", {"local"}),

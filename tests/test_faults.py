@@ -517,7 +517,7 @@ def test_whatever_types_a_reply_has_it_is_refused_or_made_of_plain_answers(reply
             continue
         columns = Columns(1)
         for answer in replies:
-            columns.answer(0, answer, 0, 1.0)
+            columns.answer([(0, answer)], 0, 1.0)
             assert isinstance(answer.text, str)
             assert isinstance(answer.finish_reason, str)
 

@@ -1,0 +1,118 @@
+"""Client CPU per prompt, DataFrame to DataFrame, at an endpoint that answers at once.
+
+Beside swarmkit, in both deliveries: the least a client can do (``aiohttp`` and ``orjson``, four requests in flight, no
+retries, nothing checked), ``AsyncOpenAI`` with lists of prompts, and ``AsyncOpenAI`` with a prompt a request. Prompts
+of 220 characters, answers of 97.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Awaitable, Callable
+from functools import partial
+
+import aiohttp
+import openai
+import orjson
+import pandas as pd
+
+import swarmkit as sk
+
+from ._instant import MODEL, Instant
+from ._report import TEMPLATE, Budget, abstracts, alternate, arguments, cpu_us, report, spread
+
+SIZES = {1: 2_000, 10: 10_000, 100: 20_000, 1000: 20_000}  # rows a batch: rows in the frame
+IN_FLIGHT = 4
+BUDGETS = {"swarmkit, batch": 4.0, "swarmkit, rows": 10.0}
+
+
+class Bare:
+    """What anybody would write by hand: the frame's rows, so many a request, through a function that asks."""
+
+    def __init__(self, runner: asyncio.Runner, size: int, ask: Callable[[list[str]], Awaitable[list[str]]]) -> None:
+        self.runner = runner
+        self.size = size
+        self.ask = ask
+
+    def __call__(self, df: pd.DataFrame) -> pd.DataFrame:
+        prompts = [
+            f"Summarise what is known of {gene}: {abstract}"
+            for gene, abstract in zip(df["gene"].tolist(), df["abstract"].tolist(), strict=True)
+        ]
+        return df.assign(response=self.runner.run(self.answers(prompts)))
+
+    async def answers(self, prompts: list[str]) -> list[str | None]:
+        found: list[str | None] = [None] * len(prompts)
+        starts = iter(range(0, len(prompts), self.size))
+
+        async def work() -> None:
+            for start in starts:
+                found[start : start + self.size] = await self.ask(prompts[start : start + self.size])
+
+        await asyncio.gather(*(work() for _ in range(IN_FLIGHT)))
+        return found
+
+
+async def by_aiohttp(session: aiohttp.ClientSession, url: str, prompts: list[str]) -> list[str]:
+    body = orjson.dumps({"model": MODEL, "prompt": prompts, "max_tokens": 512, "temperature": 0})
+    async with session.post(f"{url}/v1/completions", data=body) as response:
+        reply = orjson.loads(await response.read())
+    texts = [""] * len(prompts)
+    for choice in reply["choices"]:
+        texts[choice["index"]] = choice["text"]
+    return texts
+
+
+async def by_openai(client: openai.AsyncOpenAI, prompts: list[str]) -> list[str]:
+    asked = prompts if len(prompts) > 1 else prompts[0]
+    reply = await client.completions.create(model=MODEL, prompt=asked, max_tokens=512, temperature=0)
+    return [choice.text for choice in sorted(reply.choices, key=lambda choice: choice.index)]
+
+
+async def session() -> aiohttp.ClientSession:
+    return aiohttp.ClientSession()
+
+
+def measure(server: Instant, runner: asyncio.Runner, size: int, rows: int, repeats: int) -> list[dict[str, object]]:
+    http = runner.run(session())
+    client = openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none")
+    df = abstracts(rows)
+    with sk.connect(server, batch=sk.BatchPolicy(max_size=size, max_in_flight=IN_FLIGHT)) as pool:
+        scatter = partial(sk.scatter, df, TEMPLATE, pool=pool, temperature=0)
+        found = alternate(
+            {
+                "aiohttp + orjson": lambda: cpu_us(
+                    partial(Bare(runner, size, partial(by_aiohttp, http, server.url)), df), rows
+                ),
+                "swarmkit, batch": lambda: cpu_us(partial(scatter, delivery="batch"), rows),
+                "swarmkit, rows": lambda: cpu_us(partial(scatter, delivery="rows"), rows),
+                "AsyncOpenAI": lambda: cpu_us(partial(Bare(runner, size, partial(by_openai, client)), df), rows),
+            },
+            repeats,
+        )
+    runner.run(http.close())
+    runner.run(client.close())
+    bare = found["aiohttp + orjson"]
+    return [
+        {"batch": size, "way": way, **spread(values, bare, "us a prompt", "times bare")}
+        for way, values in found.items()
+    ]
+
+
+def main() -> int:
+    args = arguments(__doc__)
+    sizes = {10: 100} if args.quick else SIZES
+    repeats = 1 if args.quick else 5
+    with Instant() as server, asyncio.Runner() as runner:
+        rows = [row for size, n in sizes.items() for row in measure(server, runner, size, n, repeats)]
+    table = pd.DataFrame(rows)
+    judged = table[table["batch"] == min(100, max(sizes))].set_index("way")["times bare"]
+    budgets = [
+        Budget(f"CPU of {way}, times the bare loop", float(judged[way]), bound) for way, bound in BUDGETS.items()
+    ]
+    return report(args, {"Client CPU per prompt": table}, budgets)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,98 @@
+"""Whether client CPU per prompt grows with the rows, and per request with the endpoints.
+
+From 1,000 to 1,000,000 rows on one endpoint; from 1 to 4,000 endpoints, every endpoint sent the same few requests; and
+1,000,000 rows over 1,000 endpoints from this one process. Batches of 100.
+"""
+
+from __future__ import annotations
+
+import resource
+import statistics
+import sys
+from functools import partial
+
+import pandas as pd
+
+import swarmkit as sk
+
+from ._instant import Instant
+from ._report import TEMPLATE, Budget, abstracts, alternate, arguments, cpu_us, report, spread
+
+BATCH = 100
+FLAT = 1.25
+
+
+def by_rows(server: Instant, sizes: list[int]) -> pd.DataFrame:
+    """CPU per prompt, by the rows of the frame, for both deliveries; small frames several times."""
+    rows = []
+    with sk.connect(server) as pool:
+        for delivery in ("batch", "rows"):
+            found: dict[int, list[float]] = {}
+            for n in sizes:
+                scatter = partial(sk.scatter, abstracts(n), TEMPLATE, pool=pool, temperature=0, delivery=delivery)
+                found[n] = [cpu_us(scatter, n) for _ in range(max(1, min(9, 200_000 // n)))]
+            usual = [statistics.median(found[sizes[1]])]
+            rows += [
+                {"delivery": delivery, "rows": n, "runs": len(values),
+                 **spread(values, usual * len(values), "us a prompt", f"times {sizes[1]:,}")}
+                for n, values in found.items()
+            ]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def by_endpoints(server: Instant, counts: list[int], rows: int, repeats: int) -> pd.DataFrame:
+    """CPU per request, by the endpoints of the pool: the same frame, connections open already."""
+    df = abstracts(rows)
+    ways = {}
+    for count in counts:
+        pool = sk.connect(server.endpoints[:count])
+        scatter = partial(sk.scatter, df, TEMPLATE, pool=pool, temperature=0, delivery="batch")
+        ways[str(count)] = partial(cpu_us, scatter, rows)
+    found = alternate(ways, repeats)
+    return pd.DataFrame(
+        {"endpoints": int(count), **spread([v * BATCH for v in values], [v * BATCH for v in found["1"]], "us a request",
+                                           "times 1")}
+        for count, values in found.items()
+    )  # fmt: skip
+
+
+def million(server: Instant, rows: int, usual: float) -> pd.DataFrame:
+    """All rows over all endpoints of the server, once."""
+    df = abstracts(rows)
+    with sk.connect(server) as pool:
+        us = cpu_us(partial(sk.scatter, df, TEMPLATE, pool=pool, temperature=0, delivery="batch"), rows)
+        stats = pool.last_run
+    assert stats
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return pd.DataFrame([
+        {"rows": rows, "endpoints": len(server.endpoints), "requests": stats.requests, "time_s": stats.time_s,
+         "us a prompt": us, "times few rows": us / usual, "peak MiB": peak}
+    ])  # fmt: skip
+
+
+def main() -> int:
+    args = arguments(__doc__)
+    quick = args.quick
+    sizes = [100, 200] if quick else [1_000, 10_000, 100_000, 1_000_000]
+    counts = [1, 10] if quick else [1, 10, 100, 1_000]
+    with Instant() as server:
+        rows = by_rows(server, sizes)
+    with Instant(counts[-1]) as server:
+        endpoints = by_endpoints(server, counts, 2_000 if quick else 200_000, 1 if quick else 3)
+        batch = rows[rows["delivery"] == "batch"].set_index("rows")
+        whole = million(server, 2_000 if quick else 1_000_000, float(batch["us a prompt"][sizes[1]]))
+    bounds = [
+        Budget(f"CPU per prompt at {sizes[-1]:,} rows, {d}, times {sizes[1]:,}", float(found.iloc[-1, -1]), FLAT)
+        for d, found in rows.groupby("delivery")
+    ]
+    bounds += [
+        Budget(f"CPU per request at {counts[-1]:,} endpoints, times 1", float(endpoints.iloc[-1]["times 1"]), FLAT),
+        Budget("CPU per prompt, all rows over all endpoints, times few rows on one",
+               float(whole["times few rows"].iloc[0]), FLAT),
+    ]  # fmt: skip
+    tables = {"By rows": rows, "By endpoints": endpoints, "All rows over all endpoints": whole}
+    return report(args, tables, bounds)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
