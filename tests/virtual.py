@@ -86,6 +86,7 @@ class Outcome:
     met: dict = field(default_factory=dict)  # row -> endpoints it was sent to, in order
     saw: dict = field(default_factory=dict)  # row -> Counter of the failures it met
     kills: dict = field(default_factory=dict)  # row -> engines it killed
+    last_size: dict = field(default_factory=dict)  # row -> rows in the last request that held it
     copied: Counter = field(default_factory=Counter)  # row -> times it went out while another request held it
     sizes: list = field(default_factory=list)
     events: int = 0
@@ -260,6 +261,7 @@ class Virtual:
             assert row not in outcome.answered, f"row {row} was answered before"
             assert row not in outcome.failed, f"row {row} had failed before"
             outcome.met.setdefault(row, []).append(index)
+            outcome.last_size[row] = len(batch.rows)
         self.accept(server, batch)
 
     def accept(self, server, batch):
