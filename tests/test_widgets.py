@@ -135,6 +135,14 @@ def test_a_wrong_model_is_not_healthy(echo: sk.LocalSwarm) -> None:
     assert "it serves echo, not other" in shown(picker)
 
 
+def test_a_probe_that_cannot_begin_says_why(echo: sk.LocalSwarm) -> None:
+    with sk.VLLMPool(echo.endpoints) as pool:
+        picker = sk.EndpointPicker(pool)
+    button(picker, "Probe").click()
+    wait_for(lambda: "this pool is closed" in shown(picker))
+    assert not button(picker, "Probe").disabled
+
+
 def test_pages_turn_and_follow_the_filter(tmp_path: Path) -> None:
     picker = sk.EndpointPicker(hostfile(tmp_path, 3 * SIZE + 1))
     assert "of 4" in shown(picker)
