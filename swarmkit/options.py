@@ -66,6 +66,7 @@ class Options(Sampling, total=False):
         Whether a bar is shown; "auto" (the default): in notebooks and terminals.
     monitor : bool
         Whether the run is shown in full (``RunMonitor``) in place of the bar; outside of notebooks it is the bar.
+        ``compare`` and ``broadcast`` show neither.
     store : str, path or Store
         Folder of finished rows (``open_store``): the same call again, after a crash or an interrupt, asks only what is
         missing.

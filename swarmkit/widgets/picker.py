@@ -6,7 +6,7 @@ import asyncio
 import concurrent.futures
 import contextlib
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import ipywidgets
@@ -199,7 +199,7 @@ class EndpointPicker(ipywidgets.VBox):
                 others = [e for e in self.selected if e != endpoint]
                 self.selected = [*others, endpoint] if row.box.value else others
 
-    def _choose(self, rule: Any) -> None:
+    def _choose(self, rule: Callable[[int], bool]) -> None:
         matches = self._matches()
         shown = {self._endpoints[i] for i in matches}
         kept = [e for e in self.selected if e not in shown]
@@ -243,8 +243,9 @@ class EndpointPicker(ipywidgets.VBox):
             probing = self._probe is not None and not self._probe.done()
             self._probe_button.disabled = probing
             asked = self._asked if probing else 0
+            problem = None if probing or self._probe is None else self._probe.exception()
             self._status.value = status_html(
-                self._endpoints, self._infos, len(selected), len(matches), asked, self._said
+                self._endpoints, self._infos, len(selected), len(matches), asked, self._said, str(problem or "")
             )
 
     def __repr__(self) -> str:
@@ -254,14 +255,14 @@ class EndpointPicker(ipywidgets.VBox):
 class _Row(ipywidgets.HBox):
     """A line of the table: a box, and what stands beside it."""
 
-    def __init__(self, ticked: Any) -> None:
+    def __init__(self, ticked: Callable[[_Row], None]) -> None:
         self.box = ipywidgets.Checkbox(indent=False, layout=_NARROW)
         self.text = ipywidgets.HTML(layout=_WIDE)
         super().__init__([self.box, self.text], layout={"align_items": "center"})
         self.box.observe(lambda _: ticked(self), "value")
 
 
-def _button(label: str, icon: str, tooltip: str, press: Any) -> ipywidgets.Button:
+def _button(label: str, icon: str, tooltip: str, press: Callable[[], object]) -> ipywidgets.Button:
     button = ipywidgets.Button(description=label, icon=icon, tooltip=tooltip, layout={"width": "auto"})
     button.on_click(lambda _: press())
     return button

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from ..hostfile import AgentEndpoint
 from ..markup import plural
 from ..probe import ServerInfo
-from .pieces import GREEN, GREY, ORANGE, RED, block, cell, dot, faint
+from .pieces import GREEN, GREY, ORANGE, RED, block, cell, dot, esc, faint
 
 __all__ = ["SIZE", "header_html", "load_of", "matching", "page_of", "row_html", "status_html", "tag_options"]
 
@@ -94,9 +94,9 @@ def _models(info: ServerInfo | None) -> str:
 
 
 def status_html(
-    endpoints: Sequence[AgentEndpoint], infos: Infos, selected: int, matches: int, asked: int, said: int
+    endpoints: Sequence[AgentEndpoint], infos: Infos, selected: int, matches: int, asked: int, said: int, problem: str
 ) -> str:
-    """How many are selected, match the filter, and are well; and how far a probe has come, while it is under way."""
+    """How many are selected, match the filter, and are well; how far a probe has come, or why it could not begin."""
     counts = Counter(infos[e.url].status if e.url in infos else "not asked yet" for e in endpoints)
     health = [f"{dot(_COLOURS.get(s, GREY), s)} {n:,} {s}" for s, n in sorted(counts.items(), key=_healthiest)]
     parts = [f"<b>{selected:,} of {plural(len(endpoints), 'endpoint')} selected</b>", *health]
@@ -104,6 +104,8 @@ def status_html(
         parts.append(faint(f"{matches:,} on show"))
     if asked:
         parts.append(faint(f"probing: {said:,} of {asked:,}"))
+    if problem:
+        parts.append(f'<span style="color:{RED}">{esc(problem)}</span>')
     return block(" &nbsp; ".join(parts))
 
 
