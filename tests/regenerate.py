@@ -1,0 +1,69 @@
+"""Run tutorials and store their outputs: ``python notebooks/regenerate.py [NOTEBOOK...]``, all of them by default.
+
+It is ``jupyter nbconvert --execute --inplace``, and then leaves out what differs from run to run and tells a reader
+nothing: times of execution and the state of progress bars, which become the line of text they ended as.
+"""
+
+import html
+import re
+import sys
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+
+VIEW, STATE = "application/vnd.jupyter.widget-view+json", "application/vnd.jupyter.widget-state+json"
+
+
+def regenerate(path: Path) -> None:
+    notebook = nbformat.read(path, as_version=4)
+    client = NotebookClient(
+        notebook, timeout=120, record_timing=False, coalesce_streams=True, resources={"metadata": {"path": path.parent}}
+    )
+    client.execute()
+    tidy(notebook)
+    nbformat.write(notebook, path)
+
+
+def tidy(notebook: nbformat.NotebookNode) -> None:
+    notebook.metadata.language_info = {"name": "python"}
+    models = notebook.metadata.get("widgets", {}).get(STATE, {}).get("state", {})
+    shown = []
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            view = output.get("data", {}).get(VIEW)
+            if view and (text := bar_text(models, view["model_id"])):
+                output.data = {"text/plain": text}
+            elif view:
+                shown.append(view["model_id"])
+    needed = reachable(models, shown)
+    if needed:
+        notebook.metadata.widgets[STATE].state = {key: models[key] for key in models if key in needed}
+    else:
+        notebook.metadata.pop("widgets", None)
+
+
+def bar_text(models: dict, name: str) -> str:
+    """The line a tqdm bar ended as; "" for any other widget."""
+    parts = [models[child.removeprefix("IPY_MODEL_")] for child in models[name]["state"].get("children", [])]
+    if [part["model_name"] for part in parts] != ["HTMLModel", "FloatProgressModel", "HTMLModel"]:
+        return ""
+    label, bar, counts = (part["state"] for part in parts)
+    return html.unescape(f"{label['value']}|{'█' * round(10 * bar['value'] / bar['max']):10}|{counts['value']}")
+
+
+def reachable(models: dict, names: list[str]) -> set[str]:
+    found: set[str] = set()
+    while names:
+        name = names.pop()
+        if name in models and name not in found:
+            found.add(name)
+            names += re.findall(r"IPY_MODEL_(\w+)", str(models[name]["state"]))
+    return found
+
+
+if __name__ == "__main__":
+    here = Path(__file__).parent
+    for path in map(Path, sys.argv[1:]) if sys.argv[1:] else sorted(here.glob("*.ipynb")):
+        print(path.name, flush=True)
+        regenerate(path)
