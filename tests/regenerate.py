@@ -1,7 +1,7 @@
 """Run tutorials and store their outputs: ``python notebooks/regenerate.py [NOTEBOOK...]``, all of them by default.
 
-It is ``jupyter nbconvert --execute --inplace``, and then leaves out what differs from run to run and tells a reader
-nothing: times of execution and the state of progress bars, which become the line of text they ended as.
+It is ``jupyter nbconvert --execute --inplace``, and then takes out what differs from run to run and tells a reader
+nothing: times of execution, random ports, and the state of progress bars, which become the line of text they ended as.
 """
 
 import html
@@ -22,7 +22,7 @@ def regenerate(path: Path) -> None:
     )
     client.execute()
     tidy(notebook)
-    nbformat.write(notebook, path)
+    path.write_text(with_plain_ports(nbformat.writes(notebook)) + "\n", encoding="utf-8")
 
 
 def tidy(notebook: nbformat.NotebookNode) -> None:
@@ -41,6 +41,13 @@ def tidy(notebook: nbformat.NotebookNode) -> None:
         notebook.metadata.widgets[STATE].state = {key: models[key] for key in models if key in needed}
     else:
         notebook.metadata.pop("widgets", None)
+
+
+def with_plain_ports(text: str) -> str:
+    """The local endpoints' ports, counted from 8000 in the order they appear."""
+    ports: dict[str, int] = {}
+    return re.sub(r"(?<=127\.0\.0\.)(\d+):(\d{5})\b",
+                  lambda m: f"{m[1]}:{ports.setdefault(m[2], 8000 + len(ports))}", text)  # fmt: skip
 
 
 def bar_text(models: dict, name: str) -> str:
