@@ -30,6 +30,7 @@ def tidy(notebook: nbformat.NotebookNode) -> None:
     models = notebook.metadata.get("widgets", {}).get(STATE, {}).get("state", {})
     shown = []
     for cell in notebook.cells:
+        cell.metadata.pop("execution", None)  # times that JupyterLab may have left
         for output in cell.get("outputs", []):
             view = output.get("data", {}).get(VIEW)
             if view and (text := bar_text(models, view["model_id"])):
