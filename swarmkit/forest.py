@@ -99,7 +99,8 @@ class Forest:
         """Groups without an answer, and nodes that failed in groups that have one all the same."""
         found: list[tuple[object, str]] = []
         for g, (error, top) in enumerate(zip(self._tops("")[f"{self.out}_error"], self._roots(), strict=True)):
-            label = self.groups[g] or "all"
+            key = self.groups[g]
+            label = key[0] if len(key) == 1 else key or "all"
             if top is None:
                 found.append((label, error))
             else:
