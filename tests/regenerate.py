@@ -1,7 +1,8 @@
 """Run tutorials and store their outputs: ``python notebooks/regenerate.py [NOTEBOOK...]``, all of them by default.
 
 It is ``jupyter nbconvert --execute --inplace``, and then takes out what differs from run to run and tells a reader
-nothing: times of execution, random ports, and the state of progress bars, which become the line of text they ended as.
+nothing: times of execution, random ports, and the state of widgets, which neither GitHub nor JupyterLab shows before a
+notebook is trusted. A progress bar becomes the line of text it ended as.
 """
 
 import html
@@ -27,21 +28,13 @@ def regenerate(path: Path) -> None:
 
 def tidy(notebook: nbformat.NotebookNode) -> None:
     notebook.metadata.language_info = {"name": "python"}
-    models = notebook.metadata.get("widgets", {}).get(STATE, {}).get("state", {})
-    shown = []
+    models = notebook.metadata.pop("widgets", {}).get(STATE, {}).get("state", {})
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)  # times that JupyterLab may have left
         for output in cell.get("outputs", []):
-            view = output.get("data", {}).get(VIEW)
+            view = output.get("data", {}).pop(VIEW, None)
             if view and (text := bar_text(models, view["model_id"])):
-                output.data = {"text/plain": text}
-            elif view:
-                shown.append(view["model_id"])
-    needed = reachable(models, shown)
-    if needed:
-        notebook.metadata.widgets[STATE].state = {key: models[key] for key in models if key in needed}
-    else:
-        notebook.metadata.pop("widgets", None)
+                output.data["text/plain"] = text
 
 
 def with_plain_ports(text: str) -> str:
@@ -60,18 +53,8 @@ def bar_text(models: dict, name: str) -> str:
     return html.unescape(f"{label['value']}|{'█' * round(10 * bar['value'] / bar['max']):10}|{counts['value']}")
 
 
-def reachable(models: dict, names: list[str]) -> set[str]:
-    found: set[str] = set()
-    while names:
-        name = names.pop()
-        if name in models and name not in found:
-            found.add(name)
-            names += re.findall(r"IPY_MODEL_(\w+)", str(models[name]["state"]))
-    return found
-
-
 if __name__ == "__main__":
-    here = Path(__file__).parent
-    for path in map(Path, sys.argv[1:]) if sys.argv[1:] else sorted(here.glob("*.ipynb")):
+    everything = (Path(__file__).parent.parent / "notebooks").glob("*.ipynb")
+    for path in map(Path, sys.argv[1:]) if sys.argv[1:] else sorted(everything):
         print(path.name, flush=True)
         regenerate(path)
