@@ -83,9 +83,7 @@ def wanted(progress: bool | Literal["auto"]) -> bool:
     ``$SWARMKIT_PROGRESS`` is 0."""
     if progress != "auto":
         return bool(progress)
-    if os.environ.get("SWARMKIT_PROGRESS") == "0":
-        return False
-    return in_notebook() or bool(sys.stderr and sys.stderr.isatty())
+    return os.environ.get("SWARMKIT_PROGRESS") != "0" and (in_notebook() or bool(sys.stderr and sys.stderr.isatty()))
 
 
 def in_notebook() -> bool:

@@ -18,7 +18,7 @@ from .errors import (
     SwarmError,
     warn,
 )
-from .markup import plural, table_html
+from .markup import table_html
 from .records import Failure, FailureKind
 from .stats import RunStats
 
@@ -216,10 +216,9 @@ class Run:
             _, rows, endpoints = causes.setdefault(re.sub(r"\d+", "#", words), (words, [], {}))
             rows.append(label)
             endpoints[endpoint] = None
-        if self.verb == "tree_reduce":  # its rows are merges, told apart by their groups
-            lines, whose = [f"{plural(len(errors), 'merge')} failed:"], "groups"
-        else:
-            lines, whose = [f"{len(errors):,} of {self.stats.rows:,} rows failed:"], "rows"
+        merges = self.verb == "tree_reduce"
+        lines = [f"{len(errors):,} of {'the merges' if merges else f'{self.stats.rows:,} rows'} failed:"]
+        whose = "groups" if merges else "rows"
         for words, rows, endpoints in sorted(causes.values(), key=lambda cause: -len(cause[1]))[:_SHOWN]:
             where = f"; at {_few([*filter(None, endpoints)])}" if any(endpoints) else ""
             lines += [f"  {len(rows):,} x {words}", f"      {whose} {_few([*map(repr, rows)])}{where}"]

@@ -448,7 +448,7 @@ def check_forest(nodes: pd.DataFrame, tops: pd.DataFrame) -> None:
 
 def test_a_failed_node_is_counted_and_the_rest_goes_on(picky: sk.VLLMPool) -> None:
     df = pd.DataFrame({"t": ["one", "two", "POISON", "four", "five", "six", None]})
-    said = r"(?s)^1 merge failed:.*maximum context length.* \.\.\.\n +groups 'all'"
+    said = r"(?s)^1 of the merges failed:.*maximum context length.* \.\.\.\n +groups 'all'"
     with pytest.warns(sk.SwarmWarning, match=said):
         tree = df.swarm.tree_reduce("t", "{responses}", fanin=2)
     assert tree["response"].notna().all()
