@@ -253,7 +253,7 @@ def _parted(error: str) -> tuple[str, str]:
     """
     found = _DESCRIBED.match(error)
     endpoint, words = (found[2], f"{found[1]}{error[found.end() :]}") if found else ("", error)
-    return endpoint, words if len(words) <= _SHOWN_CHARS else f"{words[:_SHOWN_CHARS]} ..."
+    return endpoint, words if len(words) <= _SHOWN_CHARS else f"{words[:_SHOWN_CHARS].rstrip()} ..."
 
 
 def _few(texts: Sequence[str]) -> str:
