@@ -99,11 +99,9 @@ class Forest:
         """Groups without an answer, and nodes that failed in groups that have one all the same."""
         found: list[tuple[object, str]] = []
         for g, (error, top) in enumerate(zip(self._tops("")[f"{self.out}_error"], self._roots(), strict=True)):
-            label = self.groups[g] or "all"
-            if top is None:
-                found.append((label, error))
-            else:
-                found += [(label, n.error) for n in self.nodes if n.group == g and n.error is not None]
+            label = self.groups[g][0] if len(self.keys) == 1 else self.groups[g] or "all"
+            lost = [n.error for n in self.nodes if n.group == g and n.error is not None]
+            found += [(label, e) for e in ([error] if top is None else lost)]
         return found
 
     def _roots(self) -> list[Node | None]:

@@ -63,7 +63,7 @@ class Options(Sampling, total=False):
     max_tokens : int
         Tokens a row may generate; overrides the pool's.
     progress : bool or "auto"
-        Whether a bar is shown; "auto" (the default): in notebooks and terminals.
+        Whether a bar is shown; "auto" (the default): in notebooks and terminals, unless ``$SWARMKIT_PROGRESS`` is 0.
     monitor : bool
         Whether the run is shown in full (``RunMonitor``) in place of the bar; outside of notebooks it is the bar.
         ``compare`` and ``broadcast`` show neither.

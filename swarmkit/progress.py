@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from typing import Any, Literal
@@ -78,10 +79,11 @@ class Bar:
 
 
 def wanted(progress: bool | Literal["auto"]) -> bool:
-    """Whether a bar is shown: "auto" shows it where a person looks on, in a terminal or a notebook."""
+    """Whether a bar is shown: "auto" shows it where a person looks on, in a terminal or a notebook, unless
+    ``$SWARMKIT_PROGRESS`` is 0."""
     if progress != "auto":
         return bool(progress)
-    return in_notebook() or bool(sys.stderr and sys.stderr.isatty())
+    return os.environ.get("SWARMKIT_PROGRESS") != "0" and (in_notebook() or bool(sys.stderr and sys.stderr.isatty()))
 
 
 def in_notebook() -> bool:

@@ -216,10 +216,12 @@ class Run:
             _, rows, endpoints = causes.setdefault(re.sub(r"\d+", "#", words), (words, [], {}))
             rows.append(label)
             endpoints[endpoint] = None
-        lines = [f"{len(errors):,} of {self.stats.rows:,} rows failed:"]
+        merges = self.verb == "tree_reduce"
+        lines = [f"{len(errors):,} of {'the merges' if merges else f'{self.stats.rows:,} rows'} failed:"]
+        whose = "groups" if merges else "rows"
         for words, rows, endpoints in sorted(causes.values(), key=lambda cause: -len(cause[1]))[:_SHOWN]:
             where = f"; at {_few([*filter(None, endpoints)])}" if any(endpoints) else ""
-            lines += [f"  {len(rows):,} x {words}", f"      rows {_few([*map(repr, rows)])}{where}"]
+            lines += [f"  {len(rows):,} x {words}", f"      {whose} {_few([*map(repr, rows)])}{where}"]
         if len(causes) > _SHOWN:
             lines.append(f"  and {len(causes) - _SHOWN} other causes")
         return "\n".join([*lines, self._hint]).rstrip()
@@ -250,7 +252,8 @@ def _parted(error: str) -> tuple[str, str]:
     ('node7:8000', 'request refused (HTTP 400): too long')
     """
     found = _DESCRIBED.match(error)
-    return (found[2], f"{found[1]}{error[found.end() :]}"[:_SHOWN_CHARS]) if found else ("", error[:_SHOWN_CHARS])
+    endpoint, words = (found[2], f"{found[1]}{error[found.end() :]}") if found else ("", error)
+    return endpoint, words if len(words) <= _SHOWN_CHARS else f"{words[:_SHOWN_CHARS].rstrip()} ..."
 
 
 def _few(texts: Sequence[str]) -> str:
