@@ -18,7 +18,6 @@ import swarmkit as sk
 from ._instant import Instant
 from ._report import TEMPLATE, Budget, abstracts, alternate, arguments, cpu_us, report, spread
 
-BATCH = 100
 FLAT = 1.25
 
 
@@ -41,19 +40,28 @@ def by_rows(server: Instant, sizes: list[int]) -> pd.DataFrame:
 
 
 def by_endpoints(server: Instant, counts: list[int], rows: int, repeats: int) -> pd.DataFrame:
-    """CPU per request, by the endpoints of the pool: the same frame, connections open already."""
+    """CPU per request, by the endpoints of the pool: the same frame each time, connections open already."""
     df = abstracts(rows)
-    ways = {}
-    for count in counts:
-        pool = sk.connect(server.endpoints[:count])
-        scatter = partial(sk.scatter, df, TEMPLATE, pool=pool, temperature=0, delivery="batch")
-        ways[str(count)] = partial(cpu_us, scatter, rows)
-    found = alternate(ways, repeats)
+    pools = {str(count): sk.connect(server.endpoints[:count]) for count in counts}
+    sent: dict[str, int] = {}
+
+    def measure(count: str) -> float:
+        pool = pools[count]
+        us = cpu_us(partial(sk.scatter, df, TEMPLATE, pool=pool, temperature=0, delivery="batch"), rows)
+        assert pool.last_run
+        sent[count] = pool.last_run.requests
+        return us * rows / sent[count]
+
+    found = alternate({count: partial(measure, count) for count in pools}, repeats)
     return pd.DataFrame(
-        {"endpoints": int(count), **spread([v * BATCH for v in values], [v * BATCH for v in found["1"]], "us a request",
-                                           "times 1")}
-        for count, values in found.items()
-    )  # fmt: skip
+        {
+            "endpoints": int(count),
+            "rows": rows,
+            "requests": sent[count],
+            **spread(us, found["1"], "us a request", "times 1"),
+        }
+        for count, us in found.items()
+    )
 
 
 def million(server: Instant, rows: int, usual: float) -> pd.DataFrame:

@@ -261,7 +261,6 @@ class RowStream:
         self._n = n
         self._slots = n_prompts * n
         self._parts: list[list[str] | None] = [[] for _ in range(self._slots)]  # None once finished
-        self._usage: dict[int, Mapping[str, Any]] = {}
         self._samples: dict[int, list[Reply]] = {}
         self._tail = b""
         self._empty = True
@@ -282,9 +281,9 @@ class RowStream:
         if len(self._tail) > _LONGEST_LINE:
             raise Malformed(f"a line of the stream is longer than {_LONGEST_LINE:,} bytes: {_shown(self._tail)}")
         finished: list[Reply] = []
-        for line in lines:
+        for line in filter(None, lines):
             if not line.startswith(b"data:"):
-                if line and line != b"\r" and not line.startswith((b":", b"event:", b"id:", b"retry:")):
+                if line != b"\r" and not line.startswith((b":", b"event:", b"id:", b"retry:")):
                     raise Malformed(f"not a line of an event stream: {_shown(line)}")
                 continue
             payload = line[5:].strip()
