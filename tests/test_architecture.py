@@ -25,6 +25,7 @@ ORDER = [
     "prompts",
     "batches",
     "fleet",
+    "orders",
     "scheduler",
     "wire",
     "framing",
