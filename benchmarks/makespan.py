@@ -102,13 +102,13 @@ def sockets(rows: int) -> dict[str, float]:
     """Five servers of this machine, one at a tenth of the others' speed; tokens take real time."""
     speeds = {"127.0.0.5": {"tokens_per_s": 2.0, "max_num_seqs": 64}}
     df = pd.DataFrame({"i": range(rows)})
-    with sk.local(1, engine="echo", addresses=5, tokens_per_s=20.0, max_num_seqs=64, speeds=speeds) as swarm:
-        with sk.connect(swarm):
-            df.iloc[:1].swarm.scatter("warm up {i}", max_tokens=4, progress=False)
-            began = time.monotonic()
-            out = df.swarm.scatter("n {i}", max_tokens=4, progress=False)
-            taken = time.monotonic() - began
-            stats = sk.last_run().stats
+    server = {"tokens_per_s": 20.0, "max_num_seqs": 64, "speeds": speeds}
+    with sk.local(1, engine="echo", addresses=5, **server) as swarm, sk.connect(swarm):
+        df.iloc[:1].swarm.scatter("warm up {i}", max_tokens=4, progress=False)
+        began = time.monotonic()
+        out = df.swarm.scatter("n {i}", max_tokens=4, progress=False)
+        taken = time.monotonic() - began
+        stats = sk.last_run().stats
     waits = stats.completion_tokens - rows  # the echo's first token comes at once
     ideal = waits / (64 * (4 * 20.0 + 2.0))
     return {"rows": len(out), "seconds": taken, "ideal_s": ideal, "ratio": taken / ideal, "requests": stats.requests}

@@ -7,7 +7,7 @@ import swarmkit as sk
 
 
 def test_a_plan_from_a_small_run_foretells_a_larger_one():
-    # Two kinds of servers on this machine, tokens in real time. Both numbers are of a noisy machine: a third either way.
+    # Two kinds of servers on this machine, tokens in real time. The machine is noisy: a third either way.
     speed = {"tokens_per_s": 20.0, "max_num_seqs": 32}
     slower = {"127.0.0.3": {"tokens_per_s": 10.0, "max_num_seqs": 32}}
     rows = pd.DataFrame({"i": range(3_000)})
