@@ -345,13 +345,19 @@ class Simulation:
     copies: int
     retries: int
     frame: pd.DataFrame = field(compare=False)
+    _delivered: list[tuple[float, int]] = field(compare=False)  # when how many rows came
 
     def plot(self) -> Figure:
         """Rows a second over the time of the run."""
+        import pandas as pd
+
         from .plots import Figure, rate
 
+        failed = self.frame.loc[self.frame["failure"].notna(), ["end_s", "failure"]].itertuples(index=False)
+        moments = [("", rows, at, at, None) for at, rows in self._delivered]
+        moments += [("", 0, at, at, failure) for at, failure in failed]
         figure = Figure(figsize=(8, 3), layout="constrained")
-        rate(self.frame, figure.add_subplot())
+        rate(pd.DataFrame(moments, columns=self.frame.columns), figure.add_subplot())
         return figure
 
     def __repr__(self) -> str:
@@ -368,10 +374,7 @@ class _Logged(VirtualRun):
         super().__init__(*arguments)
         self.sent: dict[int, float] = {}
         self.log: list[tuple[str, int, float, float, str | None]] = []
-        self.failed = 0
-
-    def settle(self, row: int, failure: Failure) -> None:
-        self.failed += 1
+        self.delivered: list[tuple[float, int]] = []
 
     def send(self, batch: Batch) -> None:
         self.sent[batch.ticket] = self.now
@@ -380,6 +383,8 @@ class _Logged(VirtualRun):
     def tell(self, event: Event) -> None:
         if isinstance(event, Ended | Failed):
             self.note(event.ticket, event.failure.kind if isinstance(event, Failed) else None)
+        elif isinstance(event, Delivered):
+            self.delivered.append((self.now, sum(map(self.scheduler.wants, event.rows))))
         super().tell(event)
 
     def note(self, ticket: int, failure: str | None) -> None:
@@ -462,7 +467,7 @@ def simulate(
     frame = pd.DataFrame(run.log, columns=["endpoint", "rows", "start_s", "end_s", "failure"])
     return Simulation(
         rows=workload.rows,
-        answered=workload.rows - run.failed - sum(map(scheduler.wants, range(workload.rows))),
+        answered=sum(rows for _, rows in run.delivered),
         requests=len(run.log),
         endpoints=len(models),
         time_s=run.now,
@@ -470,4 +475,5 @@ def simulate(
         copies=scheduler.counts.copies,
         retries=scheduler.counts.retries,
         frame=frame,
+        _delivered=run.delivered,
     )
