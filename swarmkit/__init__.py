@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from .pool import AgentPool
     from .records import Response
     from .run import Run, last_run
+    from .simulate import EndpointModel, Simulation, Workload, simulate
     from .stats import RunStats
     from .store import Store, open_store
     from .vllm_pool import VLLMPool
@@ -76,6 +77,7 @@ _HOMES = {
     "pool": ("AgentPool",),
     "records": ("Response",),
     "run": ("Run", "last_run"),
+    "simulate": ("EndpointModel", "Simulation", "Workload", "simulate"),
     "stats": ("RunStats",),
     "store": ("Store", "open_store"),
     "vllm_pool": ("VLLMPool",),

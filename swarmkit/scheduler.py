@@ -25,6 +25,7 @@ from dataclasses import dataclass, replace
 
 from .batches import Parcel, Parcels, Queues, halves
 from .fleet import Fleet
+from .orders import Delivered, Drop, Ended, Event, Failed, Instruction, Send, Settle, Stop, Tick, Wake
 from .policy import REACTIONS, RetryPolicy
 from .records import Batch, Failure, FailureKind
 
@@ -42,76 +43,6 @@ __all__ = [
     "Tick",
     "Wake",
 ]
-
-
-@dataclass(frozen=True, slots=True)
-class Delivered:
-    """Rows of a request are complete; the request goes on."""
-
-    ticket: int
-    rows: Sequence[int]
-
-
-@dataclass(frozen=True, slots=True)
-class Ended:
-    """A request is over and all its rows were delivered."""
-
-    ticket: int
-
-
-@dataclass(frozen=True, slots=True)
-class Failed:
-    """A request is over; the rows not delivered so far are unfinished."""
-
-    ticket: int
-    failure: Failure
-
-
-@dataclass(frozen=True, slots=True)
-class Tick:
-    """Nothing but time has passed."""
-
-
-Event = Delivered | Ended | Failed | Tick
-
-
-@dataclass(frozen=True, slots=True)
-class Send:
-    """Put this batch on the wire."""
-
-    batch: Batch
-
-
-@dataclass(frozen=True, slots=True)
-class Settle:
-    """This row ends with an error."""
-
-    row: int
-    failure: Failure
-
-
-@dataclass(frozen=True, slots=True)
-class Drop:
-    """Cancel this request: nobody needs its rows any more."""
-
-    ticket: int
-
-
-@dataclass(frozen=True, slots=True)
-class Wake:
-    """Send a ``Tick`` at this time."""
-
-    at: float
-
-
-@dataclass(frozen=True, slots=True)
-class Stop:
-    """The run is over: with ``failure`` None all rows are settled, else no endpoint is left."""
-
-    failure: Failure | None = None
-
-
-Instruction = Send | Settle | Drop | Wake | Stop
 
 
 _PATIENCE = 3.0  # a row out for so many times what rows usually take is held up
@@ -241,6 +172,11 @@ class Scheduler:
     def fleet(self) -> Fleet:
         """How the endpoints are; only to be looked at."""
         return self._fleet
+
+    @property
+    def sent(self) -> int:
+        """Requests so far."""
+        return self._tickets
 
     # ---- events ------------------------------
 

@@ -1,24 +1,25 @@
 """The real scheduler against simulated endpoints, in virtual time: thousands of rows in milliseconds.
 
-``Server`` is an endpoint with continuous batching; what goes wrong on it is a ``Trouble``, decided when a request
-arrives. ``Virtual`` carries out the scheduler's instructions as ``dispatch`` does, in virtual time, and asserts
-what must hold whatever happens (the list is at ``Virtual.send`` and ``Virtual.check_outcome``).
+``swarmkit.simulate`` has the server and the clock; here are what goes wrong on a server (a ``Trouble``, decided when
+a request arrives) and ``Virtual``, which asserts what must hold whatever happens (the list is at ``Virtual.send`` and
+``Virtual.check_outcome``).
 """
 
 from __future__ import annotations
 
 import heapq
-import itertools
 import math
 import random
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from swarmkit.batches import home_queues
 from swarmkit.policy import REACTIONS, Breaker, RetryPolicy
 from swarmkit.records import Batch, Failure, FailureKind
-from swarmkit.scheduler import Delivered, Drop, Ended, Failed, Scheduler, Send, Settle, Stop, Tick, Wake
+from swarmkit.scheduler import Delivered, Failed, Scheduler
+from swarmkit.simulate import Server as SoundServer
+from swarmkit.simulate import VirtualRun
 
 INF = math.inf
 KILLS = (FailureKind.DISCONNECT, FailureKind.SERVER, FailureKind.HANG)
@@ -47,31 +48,16 @@ Fault = Callable[[Batch, random.Random], "Trouble | tuple[FailureKind, float, fl
 
 
 @dataclass
-class Server:
-    """An endpoint with continuous batching: ``slots`` rows at once, each ``row_s`` seconds times its length."""
+class Server(SoundServer):
+    """A server on which things go wrong."""
 
-    row_s: float = 1.0
-    slots: int = 64
-    latency_s: float = 0.0
     fault: Fault | None = None
-    dies_at: float = INF
     down: Sequence[tuple[float, float]] = ()  # spells during which nobody listens
     silent: bool = False  # its deaths are noticed by a timeout only
     timeout_s: float = 30.0
-    # State of a run.
-    waiting: deque = field(default_factory=deque)
-    running: Counter = field(default_factory=Counter)  # ticket -> rows in slots
-    busy: int = 0
-
-    @property
-    def rows_per_s(self):
-        return self.slots / self.row_s
-
-    def spells(self):
-        return [*self.down, *([(self.dies_at, INF)] if self.dies_at < INF else [])]
 
     def is_down(self, now):
-        return any(a <= now < b for a, b in self.spells())
+        return super().is_down(now) or any(a <= now < b for a, b in self.down)
 
 
 @dataclass
@@ -92,7 +78,7 @@ class Outcome:
     events: int = 0
 
 
-class Virtual:
+class Virtual(VirtualRun):
     """One run.
 
     Parameters are the scheduler's and: ``lengths(row)``, the work in a row (1 is usual); ``killers``, row to the
@@ -121,19 +107,16 @@ class Virtual:
         trace=None,
     ):
         self.rng = random.Random(seed)
-        self.servers = servers
         self.rows = rows
-        self.by_rows = by_rows
         self.max_size, self.max_in_flight = max_size, max_in_flight
         self.concurrency = concurrency or INF
         self.retry = retry or RetryPolicy()
         self.hedge = hedge
-        self.lengths = lengths
         self.killers = killers or {}
         self.books = books
         self.trace = trace
         queues, self.tight = home_queues(range(rows), len(servers), (tight or {}).get, chars or (lambda row: 1))
-        self.scheduler = Scheduler(
+        scheduler = Scheduler(
             queues,
             rows,
             max_size=max_size,
@@ -145,12 +128,8 @@ class Virtual:
             resting=resting,
             hedge=hedge,
         )
-        self.heap = []
-        self.order = itertools.count()
-        self.now = 0.0
-        self.open: dict[int, Batch] = {}
+        super().__init__(servers, scheduler, lengths, by_rows)
         self.unfinished: dict[int, set[int]] = {}  # ticket -> rows, as the server knows them
-        self.made: dict[int, int] = {}  # ticket -> rows the server has finished
         self.holders: dict[int, set[int]] = {}  # row -> tickets that carry it
         self.requests_at = [0] * len(servers)
         self.not_before = [0.0] * len(servers)
@@ -158,36 +137,26 @@ class Virtual:
         self.refused_alone: set[tuple[int, int]] = set()
         self.in_a_row = [Counter() for _ in servers]  # failures of an endpoint since its last delivery
         self.outcome = Outcome()
-        self.over = False
         for index, server in enumerate(servers):
-            server.waiting, server.running, server.busy = deque(), Counter(), 0
-            for begins, _ in server.spells():
+            for begins, _ in server.down:
                 self.at(begins, self.die, index)
 
-    # ---- the clock ------------------------------
-
-    def at(self, time, call, *arguments):
-        heapq.heappush(self.heap, (time, next(self.order), call, arguments))
+    def stepped(self):
+        self.outcome.events += 1
+        if self.books and self.outcome.events % self.books == 0:
+            check_books(self.scheduler)
+        assert self.outcome.events < 50_000 + 200 * self.rows, "the run does not end"
 
     def run(self):
-        self.do(self.scheduler.start(0.0))
-        most = 50_000 + 200 * self.rows
-        while self.heap and not self.over:
-            self.now, _, call, arguments = heapq.heappop(self.heap)
-            call(*arguments)
-            self.outcome.events += 1
-            if self.books and self.outcome.events % self.books == 0:
-                check_books(self.scheduler)
-            assert self.outcome.events < most, "the run does not end"
-        assert self.over, "the run stalled: nothing is under way and nothing is planned"
+        super().run()
         self.outcome.time_s = self.now
+        self.outcome.failure = self.failure
         self.outcome.attempts = bytes(self.scheduler.attempts)
         check_books(self.scheduler)
         self.check_outcome()
         return self.outcome
 
     def tell(self, event):
-        """The one way events reach the scheduler; only of requests that are open."""
         if self.trace:
             self.trace(self.now, event)
         match event:
@@ -201,40 +170,26 @@ class Virtual:
                     self.drop_holder(row, ticket)
                 self.unfinished[ticket].difference_update(rows)
                 self.in_a_row[endpoint].clear()
-            case Ended(ticket):
-                self.close(ticket)
             case Failed(ticket, failure):
                 self.failed(ticket, failure)
-        self.do(self.scheduler.handle(event, self.now))
+        super().tell(event)
 
     def do(self, instructions):
-        for instruction in instructions:
-            if self.trace:
-                self.trace(self.now, instruction)
-            match instruction:
-                case Send(batch):
-                    self.send(batch)
-                case Settle(row, failure):
-                    assert row not in self.outcome.answered, f"row {row} was answered and fails"
-                    assert row not in self.outcome.failed, f"row {row} fails twice"
-                    self.outcome.failed[row] = failure
-                case Drop(ticket):
-                    assert ticket in self.open, "dropped twice, or after its end"
-                    self.close(ticket)
-                case Wake(at):
-                    assert at < INF
-                    self.at(max(at, self.now), self.tell, Tick())
-                case Stop(failure):
-                    assert not self.over
-                    self.outcome.failure = failure
-                    self.over = True
+        for instruction in instructions if self.trace else ():
+            self.trace(self.now, instruction)
+        super().do(instructions)
+
+    def settle(self, row, failure):
+        assert row not in self.outcome.answered, f"row {row} was answered and fails"
+        assert row not in self.outcome.failed, f"row {row} fails twice"
+        self.outcome.failed[row] = failure
 
     # ---- requests ------------------------------
 
     def send(self, batch):
         """A request goes out: nothing of what the policy says may be broken."""
         index, ticket = batch.endpoint, batch.ticket
-        server, outcome = self.servers[index], self.outcome
+        outcome = self.outcome
         self.requests_at[index] += 1
         assert 1 <= len(batch.rows) <= self.max_size
         assert self.requests_at[index] <= self.max_in_flight, f"endpoint {index} has {self.requests_at[index]} requests"
@@ -245,12 +200,11 @@ class Virtual:
         assert e.breaker is not Breaker.HALF_OPEN or self.requests_at[index] == 1, "half-open: one request"
         assert len({row in self.tight for row in batch.rows}) == 1, "tight rows ride with roomy ones"
         assert len(set(batch.rows)) == len(batch.rows)
-        self.open[ticket] = batch
         self.unfinished[ticket] = set(batch.rows)
         outcome.requests += 1
         outcome.sizes.append(len(batch.rows))
-        outcome.most_in_flight = max(outcome.most_in_flight, len(self.open))
-        assert len(self.open) <= self.concurrency
+        outcome.most_in_flight = max(outcome.most_in_flight, len(self.open) + 1)
+        assert len(self.open) < self.concurrency
         for row in batch.rows:
             assert (row, index) not in self.refused_alone, f"row {row} was refused by endpoint {index} before"
             holders = self.holders.setdefault(row, set())
@@ -262,14 +216,13 @@ class Virtual:
             assert row not in outcome.failed, f"row {row} had failed before"
             outcome.met.setdefault(row, []).append(index)
             outcome.last_size[row] = len(batch.rows)
-        self.accept(server, batch)
+        super().send(batch)
 
     def accept(self, server, batch):
         ticket = batch.ticket
         if server.is_down(self.now):
             kind, wait = (FailureKind.HANG, server.timeout_s) if server.silent else (FailureKind.CONNECT, 0.0)
-            self.at(self.now + wait, self.fail, ticket, Trouble(kind))
-            return
+            return self.at(self.now + wait, self.fail, ticket, kind)
         trouble = server.fault(batch, self.rng) if server.fault else None
         if isinstance(trouble, tuple):
             trouble = Trouble(*trouble)
@@ -282,52 +235,17 @@ class Virtual:
                     trouble = Trouble(FailureKind.STALE, trouble.after_s)
                 met.add(batch.endpoint)
         if trouble is None:
-            self.at(self.now + server.latency_s, self.begin, server, ticket)
-            return
+            return super().accept(server, batch)
         done = [r for r in batch.rows[: int(trouble.share * len(batch.rows))] if r not in self.killers]
         if done and (self.by_rows or trouble.kind is FailureKind.ABORT):
             when = trouble.after_s / 2 if self.by_rows else trouble.after_s
             self.at(self.now + when, self.deliver, ticket, done)
-        self.at(self.now + trouble.after_s, self.fail, ticket, trouble)
-
-    def begin(self, server, ticket):
-        if ticket in self.open:
-            server.waiting.extend((ticket, row) for row in self.open[ticket].rows)
-            self.serve(server)
-
-    def serve(self, server):
-        """Put waiting rows into free slots. Rows of a request that end together are one event."""
-        ends: dict[tuple[int, float], list[int]] = {}
-        while server.busy < server.slots and server.waiting:
-            ticket, row = server.waiting.popleft()
-            if ticket in self.open:
-                length = self.lengths(row) if self.lengths else 1.0
-                ends.setdefault((ticket, self.now + server.row_s * length), []).append(row)
-                server.running[ticket] += 1
-                server.busy += 1
-        for (ticket, time), rows in ends.items():
-            self.at(time, self.done, server, ticket, rows)
-
-    def done(self, server, ticket, rows):
-        if ticket not in self.open:
-            return  # the connection was dropped, and its slots were freed then
-        server.running[ticket] -= len(rows)
-        server.busy -= len(rows)
-        self.made[ticket] = self.made.get(ticket, 0) + len(rows)
-        whole = self.made[ticket] == len(self.open[ticket].rows)
-        if self.by_rows or whole:
-            self.deliver(ticket, rows if self.by_rows else self.open[ticket].rows)
-        if whole and ticket in self.open and not self.over:
-            self.tell(Ended(ticket))
-        self.serve(server)
-
-    def deliver(self, ticket, rows):
-        if ticket in self.open and not self.over:
-            self.tell(Delivered(ticket, tuple(rows)))
+        return self.at(self.now + trouble.after_s, self.fail, ticket, trouble)
 
     def fail(self, ticket, trouble):
         if ticket not in self.open or self.over:
             return
+        trouble = Trouble(trouble) if isinstance(trouble, FailureKind) else trouble
         index = self.open[ticket].endpoint
         failure = Failure(trouble.kind, "simulated", f"endpoint {index}", retry_after_s=trouble.retry_after_s)
         if trouble.kills_engine is not None:
@@ -338,21 +256,17 @@ class Virtual:
             self.die(index)
 
     def die(self, index):
-        """The engine is gone, and with it all that it held."""
         server = self.servers[index]
-        lost = [ticket for ticket, batch in self.open.items() if batch.endpoint == index]
-        for ticket in lost:
-            if server.silent:
-                server.running.pop(ticket, None)
-                self.at(self.now + server.timeout_s, self.fail, ticket, Trouble(FailureKind.HANG))
-            elif ticket in self.open and not self.over:
-                self.tell(Failed(ticket, Failure(FailureKind.DISCONNECT, "died", f"endpoint {index}")))
-        if server.silent:
-            server.waiting.clear()
-            self.heap = [h for h in self.heap if not (h[2] == self.done and h[3][0] is server)]
-            self.heap = [h for h in self.heap if not (h[2] == self.begin and h[3][0] is server)]
-            heapq.heapify(self.heap)
-            server.busy = 0
+        if not server.silent:
+            return super().die(index)
+        for ticket in [ticket for ticket, batch in self.open.items() if batch.endpoint == index]:
+            server.running.pop(ticket, None)
+            self.at(self.now + server.timeout_s, self.fail, ticket, FailureKind.HANG)
+        server.waiting.clear()
+        self.heap = [h for h in self.heap if not (h[2] in (self.done, self.begin) and h[3][0] is server)]
+        heapq.heapify(self.heap)
+        server.busy = 0
+        return None
 
     def failed(self, ticket, failure):
         batch, kind = self.open[ticket], failure.kind
@@ -375,18 +289,14 @@ class Virtual:
         slack = retry.max_opens + self.max_in_flight * retry.max_opens
         assert row_of["blamed"] <= retry.breaker_threshold + slack
         assert row_of["busy"] <= retry.max_busy + slack
-        self.close(ticket)
 
     def close(self, ticket):
-        batch = self.open.pop(ticket)
+        assert ticket in self.open, "dropped twice, or after its end"
+        batch = super().close(ticket)
         self.requests_at[batch.endpoint] -= 1
         for row in batch.rows:
             self.drop_holder(row, ticket)
         del self.unfinished[ticket]
-        server = self.servers[batch.endpoint]
-        if freed := server.running.pop(ticket, 0):
-            server.busy -= freed
-            self.at(self.now, self.serve, server)
 
     def drop_holder(self, row, ticket):
         if holders := self.holders.get(row):
