@@ -25,7 +25,7 @@ from .stats import RunStats
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Run", "last_run"]
+__all__ = ["Causes", "Run", "last_run"]
 
 OnError = Literal["column", "raise"]
 
@@ -181,6 +181,24 @@ class Run:
             watcher.join(bridge.GRACE_S)
 
     def _outcome(self) -> pd.DataFrame:
+        frame = self.settled()
+        causes = Causes()
+        causes.add(self._errors())
+        if causes.count and self._on_error == "raise":
+            raise ScatterError(causes.text(self.stats.rows, self._hint), frame)
+        if causes.count and not self._warned:
+            self._warned = True
+            warn(causes.text(self.stats.rows, self._hint))
+        return frame
+
+    def settled(self) -> pd.DataFrame:
+        """The frame of a run that is over, whichever of its rows failed.
+
+        Raises
+        ------
+        CancelledError, NoEndpointsError
+            As ``result`` does.
+        """
         self._let_watchers_end()
         try:
             failure = self._job.result()
@@ -200,29 +218,7 @@ class Run:
                 f".frame of this error). The last failure: {failure.describe()}",
                 frame,
             )
-        errors = self._errors()
-        if errors and self._on_error == "raise":
-            raise ScatterError(self._summary(errors), frame)
-        if errors and not self._warned:
-            self._warned = True
-            warn(self._summary(errors))
         return frame
-
-    def _summary(self, errors: list[tuple[object, str]]) -> str:
-        """How many rows failed, the causes and the endpoints that named them, and what to do next."""
-        causes: dict[str, tuple[str, list[object], dict[str, None]]] = {}
-        for label, error in errors:
-            endpoint, words = _parted(error)
-            _, rows, endpoints = causes.setdefault(re.sub(r"\d+", "#", words), (words, [], {}))
-            rows.append(label)
-            endpoints[endpoint] = None
-        lines = [f"{len(errors):,} of {self.stats.rows:,} rows failed:"]
-        for words, rows, endpoints in sorted(causes.values(), key=lambda cause: -len(cause[1]))[:_SHOWN]:
-            where = f"; at {_few([*filter(None, endpoints)])}" if any(endpoints) else ""
-            lines += [f"  {len(rows):,} x {words}", f"      rows {_few([*map(repr, rows)])}{where}"]
-        if len(causes) > _SHOWN:
-            lines.append(f"  and {len(causes) - _SHOWN} other causes")
-        return "\n".join([*lines, self._hint]).rstrip()
 
     @property
     def state(self) -> Literal["running", "cancelling", "cancelled", "failed", "done"]:
@@ -241,6 +237,41 @@ class Run:
         return table_html([("run", f"{self.verb}, {self.state}"), *self.stats.summary()])
 
 
+class Causes:
+    """Why rows failed: for each cause how many, the first of them, and the endpoints that named it."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._found: dict[str, tuple[str, list[int], list[str], dict[str, None]]] = {}
+
+    def add(self, errors: Iterable[tuple[object, str]]) -> None:
+        """Count rows, given as label and error."""
+        for label, error in errors:
+            endpoint, words = _parted(error)
+            new: tuple[str, list[int], list[str], dict[str, None]] = (" ".join(words.split()), [0], [], {})
+            _, count, rows, endpoints = self._found.setdefault(re.sub(r"\d+", "#", words), new)
+            self.count += 1
+            count[0] += 1
+            endpoints[endpoint] = None
+            if len(rows) < _SHOWN:
+                rows.append(repr(label))
+
+    def text(self, rows: int, hint: str = "") -> str:
+        """How many of ``rows`` failed, the causes, and what to do next."""
+        return "\n".join([f"{self.count:,} of {rows:,} rows failed:", *self.lines(), hint]).rstrip()
+
+    def lines(self) -> list[str]:
+        """The most common causes."""
+        lines = []
+        for words, (count,), rows, endpoints in sorted(self._found.values(), key=lambda c: -c[1][0])[:_SHOWN]:
+            named = [*filter(None, endpoints)]
+            where = f"; at {_few(named, len(named))}" if named else ""
+            lines += [f"  {count:,} x {words}", f"      rows {_few(rows, count)}{where}"]
+        if len(self._found) > _SHOWN:
+            lines.append(f"  and {len(self._found) - _SHOWN} other causes")
+        return lines
+
+
 def _parted(error: str) -> tuple[str, str]:
     """Endpoint, if any, and the rest of what ``Failure.describe`` made.
 
@@ -253,8 +284,8 @@ def _parted(error: str) -> tuple[str, str]:
     return (found[2], f"{found[1]}{error[found.end() :]}"[:_SHOWN_CHARS]) if found else ("", error[:_SHOWN_CHARS])
 
 
-def _few(texts: Sequence[str]) -> str:
-    return ", ".join(texts[:_SHOWN]) + (f" and {len(texts) - _SHOWN:,} more" if len(texts) > _SHOWN else "")
+def _few(texts: Sequence[str], of: int) -> str:
+    return ", ".join(texts[:_SHOWN]) + (f" and {of - _SHOWN:,} more" if of > _SHOWN else "")
 
 
 def last_run() -> Run:
