@@ -37,6 +37,7 @@ exit codes:
   {Exit.INTERRUPTED:<4} interrupted by Ctrl-C or SIGTERM (finished rows are written)
 """
 SERVE_KEY = "SWARMKIT_LOCAL_KEY"
+CHUNK_ROWS = 20_000
 
 
 def parser() -> argparse.ArgumentParser:
@@ -116,13 +117,20 @@ def _add_scatter(commands: Any) -> None:
         '    --prompt "Summarise in one sentence: {abstract}" --max-tokens 100 --temperature 0\n\n'
         "Only failed or unanswered rows, after an interrupt or a failure:\n"
         "  swarmkit scatter answers.csv --only-missing -o answers.csv --hostfile agents.hostfile --prompt ...\n\n"
+        "Files are read, asked and written in chunks, so they may be larger than memory. Until it is\n"
+        "complete OUTPUT is called OUTPUT.part; what a killed process leaves there can be read up to its\n"
+        "last line (Parquet cannot), and with --store the same command asks only the rest.\n\n"
         "Values of CSV and TSV files are text, and come out as they went in.\n\n" + CODES
     )
     p = _command(commands, "scatter", "Ask one question per row, and write the table with the answers.", example)
     p.add_argument("--prompt", metavar="TEMPLATE", required=True, help="text with {column} placeholders, or a column")
     p.add_argument("--n", metavar="N", type=_count, default=1, help="answers a row (1)")
-    p.add_argument("--details", action="store_true", help="add columns: finish reason, endpoint, tokens, time, tries")
+    p.add_argument(
+        "--details", action="store_true", help="add columns: finish reason, endpoint, tokens, time, tries..."
+    )
     p.add_argument("--only-missing", action="store_true", help="ask only rows without an answer, keep the others")
+    p.add_argument("--chunk-rows", metavar="N", type=_count, default=CHUNK_ROWS,
+                   help=f"rows asked and written at a time; three times that are under way ({CHUNK_ROWS})")  # fmt: skip
     _add_send_options(p, "answers")
 
 

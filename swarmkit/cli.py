@@ -19,8 +19,8 @@ import signal
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -38,7 +38,6 @@ __all__ = ["Exit", "main"]
 
 
 _NAME = re.compile(r"[A-Za-z_]\w*")
-_SHOWN_CAUSES = 5
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -150,71 +149,72 @@ def _connect(args: argparse.Namespace, api_key: str | None) -> VLLMPool:
     return connect(_target(args), model=args.model, api_key=api_key, chat=chat, delivery=args.delivery)  # type: ignore[arg-type] # narrower Literals
 
 
-@dataclass
 class _Job:
     """A table on its way from INPUT to OUTPUT."""
 
-    args: argparse.Namespace
-    error_column: str
-    again: bool | None = None
-    """Whether ``--only-missing`` can complete the output; None where there is no such thing."""
-
-    def __post_init__(self) -> None:
+    def __init__(self, args: argparse.Namespace, error_column: str, again: bool | None = None) -> None:
+        """``again``: whether ``--only-missing`` can complete the output; None where there is no such thing."""
         from . import tables
 
-        args = self.args
+        self.args, self.error_column, self.again = args, error_column, again
         files = tables.find_files(args.inputs)
-        only_missing = getattr(args, "only_missing", False)
         self.output = tables.plan_output(
-            args.output or "-", files, stdout=args.format, overwrite=args.overwrite, only_missing=only_missing
-        )
-        self.df, notes = tables.read(files, args.limit, args.na)
-        tables.check_types(self.df, self.output)
-        for note in notes:
+            args.output or "-", files, stdout=args.format, overwrite=args.overwrite,
+            only_missing=getattr(args, "only_missing", False), stored=bool(getattr(args, "store", None)),
+        )  # fmt: skip
+        self.source = tables.scan(files, self.output, args.limit, args.na)
+        for note in self.source.notes:
             _say(f"warning: {note}")
 
-    def finish(self, work: Any, restore: Sequence[str] = ()) -> Exit:
+    def finish(self, work: Callable[[], pd.DataFrame]) -> Exit:
         """Do the work, and write what comes of it, however it ends."""
         from .run import last_run
 
-        code, problem = Exit.OK, ""
         try:
             with warnings.catch_warnings():
-                # The report below has the causes, with a hint for the command line.
+                # The report below has the causes.
                 warnings.filterwarnings("ignore", message=r"[\d,]+ of [\d,]+ rows failed")
+                ended = None
                 frame = work()
-        except ScatterInterrupted as exc:
-            frame, code, problem = exc.frame, Exit.INTERRUPTED, "interrupted"
-        except NoEndpointsError as exc:
-            if exc.frame is None or not last_run().stats.answered:
+        except (ScatterInterrupted, NoEndpointsError) as exc:
+            if exc.frame is None or (isinstance(exc, NoEndpointsError) and not last_run().stats.answered):
                 raise
-            frame, code, problem = exc.frame, Exit.NO_ENDPOINT, str(exc)
+            ended, frame = exc, exc.frame
         if self.output.path:  # whoever is impatient now would lose what all this was for
             signal.signal(signal.SIGINT, signal.SIG_IGN)
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        for name in restore:
-            frame[name] = self.df[name].loc[frame.index].to_numpy()
-        return self._report(frame, last_run().stats, code, problem)
+        self.source.types.clear()  # the frame is another one, and whole
+        return self.write([frame], last_run().stats, lambda: ended)
 
-    def _report(self, frame: pd.DataFrame, stats: RunStats, code: Exit, problem: str) -> Exit:
+    def write(self, frames: Iterable[pd.DataFrame], stats: RunStats, ended: Callable[[], BaseException | None]) -> Exit:
+        """Write frames as they come, and report; ``ended`` tells afterwards what ended the work early."""
         from . import tables
+        from .run import Causes
 
-        where = tables.write(frame, self.output)
-        errors = frame[self.error_column].dropna()
+        # The types of the input, but not those of answers that are replaced.
+        answers = self.error_column.removesuffix("error")
+        types = {name: kind for name, kind in self.source.types.items() if not f"{name}_".startswith(answers)}
+        writer, causes, rows = tables.Writer(self.output, types), Causes(), 0
+        for frame in frames:
+            writer.add(frame)
+            rows += len(frame)
+            causes.add(frame[self.error_column].dropna().items())
+        where, problem = writer.close(), ended()
+        code = Exit.ROWS_FAILED if causes.count else Exit.OK
         if problem:
-            _say(f"swarmkit {self.args.command}: {problem}")
+            interrupted = isinstance(problem, KeyboardInterrupt)
+            code = Exit.INTERRUPTED if interrupted else Exit.NO_ENDPOINT
+            _say(f"swarmkit {self.args.command}: {'interrupted' if interrupted else problem}")
         if not self.args.quiet or problem or where != str(self.output):
             requests = f"{stats.requests:,} request{'s' * (stats.requests != 1)}"
             speed = f"{stats.rows_per_s:.1f} rows/s" if self.again is not None else f"{stats.rows:,} merges"
             _say(
-                f"{len(frame):,} rows, {len(errors):,} {'unfinished or failed' if problem else 'failed'}, "
+                f"{rows:,} rows, {causes.count:,} {'unfinished or failed' if problem else 'failed'}, "
                 f"{stats.time_s:.1f} s, {speed}, {requests}\nwritten to {where}"
             )
-        if len(errors) and not problem:
-            code = Exit.ROWS_FAILED
-            counts = errors.str.slice(0, 200).value_counts()
-            _say("\n".join(f"  {count:,} x {tables.clean(e)}" for e, count in counts.head(_SHOWN_CAUSES).items()))
-        if len(errors) and self.again and self.output.path:
+        if causes.count and not problem:
+            _say("\n".join(causes.lines()))
+        if causes.count and self.again and self.output.path:
             file = shlex.quote(self.args.output)
             _say(
                 "to ask only these rows again, run this with the other options of before:\n"
@@ -232,18 +232,48 @@ def _scatter(args: argparse.Namespace) -> int:
 
     params, api_key = _pairs(args.param, "--param"), _api_key(args)
     job = _Job(args, f"{args.out}_error", again=args.n == 1)
-    make_prompts(job.df.iloc[:0], args.prompt)  # a wrong name is told before anybody is asked
-    typed = tables.numbers(job.df, args.prompt)
-    from .frames import submit  # slow to import: what is wrong with the arguments is told before
+    make_prompts(next(job.source.chunks(1)).iloc[:0], args.prompt)  # a wrong name is told before anybody is asked
+    from .options import read_options  # slow to import: what is wrong with the arguments is told before
+    from .sheet import Sheet
+    from .stream import Stream
 
     options = _sending(args, params)
-    pool = _connect(args, api_key)
+    call = read_options({**options, "pool": _connect(args, api_key)}, args.n, args.details)  # type: ignore[typeddict-item] # --param and the like are checked there
+    texts: deque[pd.DataFrame] = deque()  # of the chunks under way, columns whose texts the prompt takes as numbers
 
-    def work() -> Any:
-        details = {"n": args.n, "details": args.details, "only_missing": args.only_missing}
-        return submit(typed, args.prompt, out=args.out, pool=pool, **details, **options).finish()
+    def sheet(chunk: pd.DataFrame) -> Sheet:
+        typed = tables.numbers(chunk, args.prompt)
+        texts.append(chunk[[c for c in chunk.columns if typed[c].dtype != chunk[c].dtype and c != args.out]])
+        return Sheet(typed, args.prompt, args.out, args.n, args.details, args.only_missing)
 
-    return job.finish(work, [c for c in job.df.columns if typed[c].dtype != job.df[c].dtype and c != args.out])
+    stream = Stream(job.source.chunks(args.chunk_rows), sheet, call, job.source.rows)
+    ended: list[BaseException] = []
+
+    def stop(*_: object) -> None:
+        ended.append(KeyboardInterrupt())
+        stream.stop()
+
+    def frames() -> Iterator[pd.DataFrame]:
+        try:
+            yield from stream
+        except NoEndpointsError as exc:
+            if not stream.stats.answered:
+                raise
+            ended.append(exc)
+        if ended:  # the output has every row of the input, however the run ends
+            yield from stream.rest("interrupted" if isinstance(ended[0], KeyboardInterrupt) else "no endpoint was left")
+
+    def as_they_were(frame: pd.DataFrame) -> pd.DataFrame:
+        for name, values in texts.popleft().items():
+            frame[name] = values.loc[frame.index].to_numpy()
+        if args.details:  # there only where servers reason, which a chunk alone does not tell
+            reasoning = f"{args.out}_reasoning"
+            frame[reasoning] = frame.get(reasoning)
+        return frame
+
+    signal.signal(signal.SIGINT, stop)
+    signal.signal(signal.SIGTERM, stop)
+    return job.write(map(as_they_were, frames()), stream.stats, lambda: ended[0] if ended else None)
 
 
 def _tree_reduce(args: argparse.Namespace) -> int:
@@ -252,11 +282,11 @@ def _tree_reduce(args: argparse.Namespace) -> int:
     from .frames import tree_reduce  # slow to import, as above
 
     options = _sending(args, params)
-    pool = _connect(args, api_key)
+    pool, df = _connect(args, api_key), job.source.read()
 
-    def work() -> Any:
+    def work() -> pd.DataFrame:
         return tree_reduce(
-            job.df, args.column, args.prompt, by=args.by, fanin=args.fanin, out=args.out, trace=args.trace,
+            df, args.column, args.prompt, by=args.by, fanin=args.fanin, out=args.out, trace=args.trace,
             pool=pool, **options,
         )  # fmt: skip
 
@@ -274,7 +304,7 @@ def _compare(args: argparse.Namespace) -> int:
     if bad or (plot and plot.exists() and not args.overwrite):
         raise SettingError(f"--plot {plot}: must be a .png, .svg or .pdf file that can be made, or --overwrite it")
     job = _Job(args, "")
-    typed = tables.numbers(job.df, args.prompt)
+    typed = tables.numbers(job.source.read(), args.prompt)
     from .compare import compare  # slow to import, as above
 
     options = {"pool": _connect(args, api_key), "sample": args.sample, "repeats": args.repeats}

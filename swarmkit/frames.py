@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import queue
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Literal, Unpack
 
 import pandas as pd
 
 from . import bridge
+from .errors import ScatterInterrupted, warn
 from .events import RowFailed, RowsDone, RowsReused, RunEvent
 from .forest import Forest
-from .options import Options, read_options
+from .options import Call, Options, read_options
 from .prompts import PromptLike, make_prompts
 from .run import Run
 from .sheet import Sheet, text_column
+from .stream import Stream
 
 __all__ = [
     "Options",
@@ -136,7 +138,7 @@ async def ascatter(
 
 
 def iter_scatter(
-    df: pd.DataFrame,
+    df: pd.DataFrame | Iterable[pd.DataFrame],
     prompt: PromptLike,
     *,
     out: str = "response",
@@ -147,12 +149,38 @@ def iter_scatter(
 ) -> Iterator[pd.DataFrame]:
     """Scatter, and yield finished rows as they finish; the parameters are those of ``scatter``.
 
+    Parameters
+    ----------
+    df : DataFrame, or iterable of DataFrame
+        One frame, or the pieces of one that memory does not hold: what ``pandas.read_csv`` and ``read_json`` give
+        with ``chunksize=``, or a generator of yours.
+
     Yields
     ------
     pandas.DataFrame
-        One row or more, as ``scatter`` would return them, in the order they finished. Together they are all
-        rows, each once. Leaving the loop early stops the run.
+        From one frame: one row or more, as ``scatter`` would return them, in the order they finished. Together
+        they are all rows, each once. From several: what ``scatter`` would return for each, in their order. At
+        most three of them are asked at once, so that the last rows of one do not keep the swarm waiting, and one
+        more is read ahead. Leaving the loop early stops the run.
+
+    Raises
+    ------
+    NoEndpointsError, ScatterInterrupted
+        As for ``scatter``; from several frames, ``.frame`` has the rows of those under way.
+    ScatterError
+        Under ``on_error="raise"``; from several frames, as soon as one with failed rows is due, as ``.frame``.
+
+    Examples
+    --------
+    Ten million rows, 20,000 at a time::
+
+        for part in sk.iter_scatter(pd.read_json("in.jsonl", lines=True, chunksize=20_000), "{text}"):
+            part.to_json("out.jsonl", orient="records", lines=True, mode="a")
     """
+    if not isinstance(df, pd.DataFrame):
+        yield from _iter_frames(df, lambda part: Sheet(part, prompt, out, n, details, only_missing),
+                                read_options(options, n, details))  # fmt: skip
+        return
     sheet = Sheet(df, prompt, out, n, details, only_missing)
     call = read_options(options, n, details)
     finished: queue.SimpleQueue[Sequence[int] | None] = queue.SimpleQueue()
@@ -187,6 +215,20 @@ def iter_scatter(
         run.result()
     finally:
         run.cancel()
+
+
+def _iter_frames(
+    frames: Iterable[pd.DataFrame], prepare: Callable[[pd.DataFrame], Sheet], call: Call
+) -> Iterator[pd.DataFrame]:
+    stream = Stream(frames, prepare, call)
+    try:
+        yield from stream
+    except KeyboardInterrupt:
+        raise ScatterInterrupted(
+            "interrupted: the rows of the frames under way are in .frame of this error", stream.partial("interrupted")
+        ) from None
+    if stream.causes.count:
+        warn(stream.causes.text(f"{stream.stats.rows:,} rows"))
 
 
 async def _started(start: Callable[..., Run], *args: Any, **kwargs: Any) -> pd.DataFrame:

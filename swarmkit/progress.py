@@ -29,6 +29,7 @@ class Bar:
         self._bar: Any = None
         self._failed = 0
         self._alive = 0
+        self._known = 0
         self._unshown = 0
         self._next = 0.0
 
@@ -53,8 +54,13 @@ class Bar:
 
         known = event.rows - event.pending
         self._alive = len(event.endpoints)
-        self._bar = tqdm(total=event.rows, initial=known, desc=self._verb, unit="row", leave=True, mininterval=0)
-        self._show()
+        if self._bar is not None:  # the next of several frames: there is more by now
+            self._bar.total = event.rows
+            self._advance(known - self._known)
+        else:
+            self._bar = tqdm(total=event.rows, initial=known, desc=self._verb, unit="row", leave=True, mininterval=0)
+            self._show()
+        self._known = known
 
     def _advance(self, rows: int) -> None:
         self._unshown += rows

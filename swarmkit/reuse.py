@@ -12,7 +12,7 @@ from .events import Listener, RowFailed, RowsDone, RowsReused, RunEvent
 from .records import Ask, Failure, Prompts
 from .results import Columns
 from .stats import RunStats
-from .store import Store, keys_of
+from .store import Store
 from .vllm_pool import VLLMPool
 
 __all__ = ["Dedup", "check_dedup", "run"]
@@ -62,7 +62,7 @@ async def run(
     watching: list[Listener] = [*listeners]
     names = [e.name for e in pool.endpoints]
     if store is not None:
-        keys = keys_of(ask, prompts.texts)
+        keys = store.keys(ask, prompts.texts, same)
         wanted = {keys[r]: r for r in rows}
         indexes = {name: i for i, name in enumerate(names)}
         known = await asyncio.to_thread(store.fill, columns, wanted, indexes)

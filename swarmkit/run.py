@@ -25,7 +25,7 @@ from .stats import RunStats
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Run", "last_run"]
+__all__ = ["Causes", "Run", "last_run"]
 
 OnError = Literal["column", "raise"]
 
@@ -181,6 +181,26 @@ class Run:
             watcher.join(bridge.GRACE_S)
 
     def _outcome(self) -> pd.DataFrame:
+        frame = self.settled()
+        merges = self.verb == "tree_reduce"
+        causes = Causes("groups" if merges else "rows")
+        causes.add(self._errors())
+        text = causes.text("the merges" if merges else f"{self.stats.rows:,} rows", self._hint)
+        if causes.count and self._on_error == "raise":
+            raise ScatterError(text, frame)
+        if causes.count and not self._warned:
+            self._warned = True
+            warn(text)
+        return frame
+
+    def settled(self) -> pd.DataFrame:
+        """The frame of a run that is over, whichever of its rows failed.
+
+        Raises
+        ------
+        CancelledError, NoEndpointsError
+            As ``result`` does.
+        """
         self._let_watchers_end()
         try:
             failure = self._job.result()
@@ -200,31 +220,7 @@ class Run:
                 f".frame of this error). The last failure: {failure.describe()}",
                 frame,
             )
-        errors = self._errors()
-        if errors and self._on_error == "raise":
-            raise ScatterError(self._summary(errors), frame)
-        if errors and not self._warned:
-            self._warned = True
-            warn(self._summary(errors))
         return frame
-
-    def _summary(self, errors: list[tuple[object, str]]) -> str:
-        """How many rows failed, the causes and the endpoints that named them, and what to do next."""
-        causes: dict[str, tuple[str, list[object], dict[str, None]]] = {}
-        for label, error in errors:
-            endpoint, words = _parted(error)
-            _, rows, endpoints = causes.setdefault(re.sub(r"\d+", "#", words), (words, [], {}))
-            rows.append(label)
-            endpoints[endpoint] = None
-        merges = self.verb == "tree_reduce"
-        lines = [f"{len(errors):,} of {'the merges' if merges else f'{self.stats.rows:,} rows'} failed:"]
-        whose = "groups" if merges else "rows"
-        for words, rows, endpoints in sorted(causes.values(), key=lambda cause: -len(cause[1]))[:_SHOWN]:
-            where = f"; at {_few([*filter(None, endpoints)])}" if any(endpoints) else ""
-            lines += [f"  {len(rows):,} x {words}", f"      {whose} {_few([*map(repr, rows)])}{where}"]
-        if len(causes) > _SHOWN:
-            lines.append(f"  and {len(causes) - _SHOWN} other causes")
-        return "\n".join([*lines, self._hint]).rstrip()
 
     @property
     def state(self) -> Literal["running", "cancelling", "cancelled", "failed", "done"]:
@@ -243,6 +239,42 @@ class Run:
         return table_html([("run", f"{self.verb}, {self.state}"), *self.stats.summary()])
 
 
+class Causes:
+    """Why rows (or ``whose``) failed: for each cause how many, the first of them, and the endpoints that named it."""
+
+    def __init__(self, whose: str = "rows") -> None:
+        self.count = 0
+        self._whose = whose
+        self._found: dict[str, tuple[str, list[int], list[str], dict[str, None]]] = {}
+
+    def add(self, errors: Iterable[tuple[object, str]]) -> None:
+        """Count rows, given as label and error."""
+        for label, error in errors:
+            endpoint, words = _parted(error)
+            new: tuple[str, list[int], list[str], dict[str, None]] = (" ".join(words.split()), [0], [], {})
+            _, count, rows, endpoints = self._found.setdefault(re.sub(r"\d+", "#", words), new)
+            self.count += 1
+            count[0] += 1
+            endpoints[endpoint] = None
+            if len(rows) < _SHOWN:
+                rows.append(repr(label))
+
+    def text(self, of: str, hint: str = "") -> str:
+        """How many ``of`` what failed, the causes, and what to do next."""
+        return "\n".join([f"{self.count:,} of {of} failed:", *self.lines(), hint]).rstrip()
+
+    def lines(self) -> list[str]:
+        """The most common causes."""
+        lines = []
+        for words, (count,), rows, endpoints in sorted(self._found.values(), key=lambda c: -c[1][0])[:_SHOWN]:
+            named = [*filter(None, endpoints)]
+            where = f"; at {_few(named, len(named))}" if named else ""
+            lines += [f"  {count:,} x {words}", f"      {self._whose} {_few(rows, count)}{where}"]
+        if len(self._found) > _SHOWN:
+            lines.append(f"  and {len(self._found) - _SHOWN} other causes")
+        return lines
+
+
 def _parted(error: str) -> tuple[str, str]:
     """Endpoint, if any, and the rest of what ``Failure.describe`` made.
 
@@ -256,8 +288,8 @@ def _parted(error: str) -> tuple[str, str]:
     return endpoint, words if len(words) <= _SHOWN_CHARS else f"{words[:_SHOWN_CHARS].rstrip()} ..."
 
 
-def _few(texts: Sequence[str]) -> str:
-    return ", ".join(texts[:_SHOWN]) + (f" and {len(texts) - _SHOWN:,} more" if len(texts) > _SHOWN else "")
+def _few(texts: Sequence[str], of: int) -> str:
+    return ", ".join(texts[:_SHOWN]) + (f" and {of - _SHOWN:,} more" if of > _SHOWN else "")
 
 
 def last_run() -> Run:

@@ -42,6 +42,7 @@ class Sheet:
         self.columns = Columns(len(df), n)
         self.pending: list[int] | None = None
         self.label = "scatter"
+        self.names: list[str] = []
         if only_missing:
             self._keep_answers()
         for row, error in self.prompts.errors.items():  # known before the run starts, and shown from then on
@@ -81,12 +82,13 @@ class Sheet:
 
         self.names = [e.name for e in call.pool.endpoints]
         hint = _AGAIN.format(self.out) if self.n == 1 else ""  # only_missing works with one sample a row
-        return call.shown(Run(self.label, work, self.frame, self._errors, call.on_error, hint, self._answers))
+        return call.shown(Run(self.label, work, self.frame, self.errors, call.on_error, hint, self._answers))
 
     def _answers(self, rows: Iterable[int]) -> list[tuple[object, str]]:
         return [(self.df.index[row], self.columns.text[row * self.n] or "") for row in rows]
 
-    def _errors(self) -> list[tuple[object, str]]:
+    def errors(self) -> list[tuple[object, str]]:
+        """The failed rows' labels and errors."""
         rows = sorted(self.columns.errors)
         labels = self.df.index[rows].tolist()
         return [(label, self.columns.errors[row]) for label, row in zip(labels, rows, strict=True)]

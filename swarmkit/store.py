@@ -21,11 +21,12 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jiter
+import numpy as np
 
 from .errors import SettingError, StoreError, warn
 from .markup import plural, table_html
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 __all__ = ["Store", "keys_of", "open_store"]
 
 SCHEMA = 1
+_ROW = b'{"key":"'
 _FIELDS = ("key", "sample", "text", "finish_reason", "prompt_tokens", "completion_tokens", "endpoint", "written_at")
 
 
@@ -84,6 +86,15 @@ class Store:
         self._file: int | None = None
         self._owner = 0
         self._asks: set[str] = set()
+        self._old: list[Path] | None = None
+        self._earlier: np.ndarray | None = None
+
+    def for_frames(self) -> Store:
+        """This store for the frames of one stream: a repeated prompt is told apart over all of them (eight bytes a
+        prompt), and what the stream itself writes is not read again."""
+        other = Store(self.path)
+        other._old, other._earlier = self.segments(), np.empty(0, np.int64)
+        return other
 
     # ---- reading ------------------------------
 
@@ -91,16 +102,16 @@ class Store:
         """The segments, in the order they were begun."""
         return sorted(self.path.glob("*.jsonl")) if self.path.exists() else []
 
-    def lines(self) -> Iterator[dict[str, Any]]:
-        """Every readable line of every segment, headers left out.
+    def lines(self, keys: Container[str] | None = None) -> Iterator[dict[str, Any]]:
+        """Every readable line of every segment, headers left out; rows with other keys too, if some are given.
 
         Raises
         ------
         StoreError
             A segment was written by a newer swarmkit, or is no segment.
         """
-        for segment in self.segments():
-            yield from _read(segment)
+        for segment in self.segments() if self._old is None else self._old:
+            yield from _read(segment, keys)
 
     def fill(self, columns: Columns, keys: Mapping[str, int], indexes: Mapping[str, int]) -> set[int]:
         """Write what is known into columns.
@@ -120,7 +131,7 @@ class Store:
             Rows of which every sample is known.
         """
         found: dict[int, int] = {}
-        for line in self.lines():
+        for line in self.lines(keys):
             row = keys.get(line.get("key", ""))
             if row is None or line["sample"] >= columns.n or columns.text[row * columns.n + line["sample"]] is not None:
                 continue
@@ -144,6 +155,17 @@ class Store:
 
     def __len__(self) -> int:
         return len({(line["key"], line["sample"]) for line in self.lines() if "key" in line})
+
+    def keys(self, ask: Ask, texts: Sequence[str | None], same: bool) -> list[str]:
+        """The key of every row. ``same``: whether the same prompt has the same answer, in whichever frame it is."""
+        if self._earlier is None or same:
+            return keys_of(ask, texts)
+        shown = [ask.chat(text) if callable(ask.chat) and text else text for text in texts]
+        hashes = np.array([hash(text) for text in shown], np.int64)
+        first, last = (np.searchsorted(self._earlier, hashes, side) for side in ("left", "right"))
+        self._earlier = np.sort(np.concatenate((self._earlier, hashes)), kind="stable")
+        counts = (last - first - 1).tolist()
+        return keys_of(ask, texts, {t: count for t, count in zip(shown, counts, strict=True) if t and count >= 0})
 
     # ---- writing ------------------------------
 
@@ -234,7 +256,7 @@ class Store:
         return table_html([("store", repr(self).strip("<>")), ("size", f"{size / 1e6:,.1f} MB")])
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path, "_file": None, "_owner": 0, "_asks": set()}
+        return {"path": self.path, "_file": None, "_owner": 0, "_asks": set(), "_old": None, "_earlier": None}
 
 
 def _header() -> dict[str, Any]:
@@ -250,12 +272,18 @@ def _encode(line: Mapping[str, Any]) -> bytes:
         return json.dumps(line, separators=(",", ":")).encode() + b"\n"
 
 
-def _read(segment: Path) -> Iterator[dict[str, Any]]:
+def _read(segment: Path, keys: Container[str] | None) -> Iterator[dict[str, Any]]:
     unreadable = 0
     with segment.open("rb") as file:
         for number, raw in enumerate(file):
             if not raw.endswith(b"\n"):
                 break  # torn: the process ended while it wrote
+            if (
+                keys is not None
+                and raw.startswith(_ROW)
+                and raw[len(_ROW) : len(_ROW) + 32].decode("latin-1") not in keys
+            ):
+                continue  # parsing a line takes ten times as long
             try:
                 line = jiter.from_json(raw)
             except ValueError:
@@ -301,10 +329,11 @@ def ask_hash(ask: Ask) -> str:
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
 
 
-def keys_of(ask: Ask, texts: Sequence[str | None]) -> list[str]:
-    """The key of every row; "" where there is no prompt. The same prompt again gets another key."""
+def keys_of(ask: Ask, texts: Sequence[str | None], earlier: Mapping[str, int] | None = None) -> list[str]:
+    """The key of every row; "" where there is no prompt. The same prompt again gets another key; ``earlier`` has
+    the last occurrence number of prompts that came in earlier frames."""
     common = ask_hash(ask).encode()
-    seen: dict[str, int] = {}
+    seen = dict(earlier or {})
     keys = []
     for text in texts:
         if text is None:

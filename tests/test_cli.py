@@ -273,7 +273,19 @@ def test_an_interrupt_keeps_finished_rows_and_says_how_to_go_on(number, host, tm
     source, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     source.write_text("\n".join(json.dumps({"i": i}) for i in range(400)))
     with sk.local(1, engine="echo", token=KEY, latency_s=0.05, max_num_seqs=4) as slow:
-        command = [sys.executable, "-m", "swarmkit", "scatter", source, "--prompt", "{i}", "-o", out]
+        command = [
+            sys.executable,
+            "-m",
+            "swarmkit",
+            "scatter",
+            source,
+            "--prompt",
+            "{i}",
+            "-o",
+            out,
+            "--chunk-rows",
+            60,
+        ]
         child = subprocess.Popen(
             [*map(str, [*command, *to(hostfile(tmp_path / "h", slow))])],
             stderr=subprocess.PIPE, text=True, env=environment(),
