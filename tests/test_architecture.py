@@ -56,6 +56,7 @@ ORDER = [
     "compare",
     "simulate",
     "accessor",
+    "dask",
     "local",
     "tables",
     "survey",
@@ -156,6 +157,8 @@ def test_imports_point_up(path):
         ("starlette", {"local"}),
         ("uvicorn", {"local"}),
         ("openvino_genai", {"local"}),
+        ("dask", {"dask"}),
+        ("distributed", {"dask"}),
     ],
 )
 def test_who_imports_what(package, only):
