@@ -75,7 +75,7 @@ PARTS = {
     "local": "local",
     **dict.fromkeys(["tables", "survey", "demo", "arguments", "cli", "__main__"], "command line"),
     **dict.fromkeys(["widgets", "plots"], "notebook"),
-    **dict.fromkeys(["simulate", "stream"], "scale"),
+    **dict.fromkeys(["simulate", "stream", "dask"], "scale"),
 }
 MAX_LIBRARY = 5000
 

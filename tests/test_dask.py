@@ -71,6 +71,7 @@ def test_groups_span_partitions_and_single_texts_go_unsent(far):
     assert sum(requests_served(far).values()) == before
     with pytest.warns(sk.SwarmWarning, match="no text to merge"):
         got = lazy.compute(scheduler="sync")
+    with pytest.warns(sk.SwarmWarning, match="no text to merge"):
         expected = genes().swarm.tree_reduce("t", "{responses}", by="k", fanin=2)
     assert lazy._meta.dtypes.to_dict() == got.dtypes.to_dict() == expected.dtypes.to_dict()
     pd.testing.assert_frame_equal(got[LEVELS], expected[LEVELS])
@@ -122,6 +123,7 @@ def test_a_second_computation_reads_the_store(far, tmp_path):
     assert sum(requests_served(far).values()) == before
 
 
+@pytest.mark.long
 @pytest.mark.timeout(120)
 def test_a_killed_worker_changes_nothing_and_only_what_was_in_flight_goes_out_again(monkeypatch, tmp_path):
     df = pd.DataFrame({"i": range(400)})
