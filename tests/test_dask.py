@@ -17,6 +17,7 @@ import swarmkit as sk
 import swarmkit.dask  # registers ddf.swarm
 
 KEY = "SWARMKIT_TEST_KEY"
+LOOPBACK = "127.0.0.1:0"
 LEVELS = ["k", "n_leaves", "n_missing"]
 
 
@@ -130,10 +131,12 @@ def test_a_killed_worker_changes_nothing_and_only_what_was_in_flight_goes_out_ag
     speed = {"tokens_per_s": 20.0, "max_num_seqs": 8}
     with sk.local(1, engine="echo", addresses=4, **speed) as swarm:
         monkeypatch.setenv(KEY, swarm.endpoints[0].key())
-        batch = sk.BatchPolicy(max_size=4, max_in_flight=4)
+        batch = sk.BatchPolicy(max_size=4, max_in_flight=4, hedge=False)
         with (
             sk.connect(keyless(swarm), batch=batch) as pool,
-            LocalCluster(n_workers=4, threads_per_worker=1, dashboard_address=None) as cluster,
+            LocalCluster(
+                4, threads_per_worker=1, dashboard_address=LOOPBACK, worker_dashboard_address=LOOPBACK
+            ) as cluster,
             Client(cluster) as client,
         ):
             lazy = dd.from_pandas(df, npartitions=8).swarm.scatter("n {i}", store=tmp_path, max_tokens=8)
