@@ -131,7 +131,7 @@ def test_a_killed_worker_changes_nothing_and_only_what_was_in_flight_goes_out_ag
     speed = {"tokens_per_s": 20.0, "max_num_seqs": 8}
     with sk.local(1, engine="echo", addresses=4, **speed) as swarm:
         monkeypatch.setenv(KEY, swarm.endpoints[0].key())
-        batch = sk.BatchPolicy(max_size=4, max_in_flight=4, hedge=False)
+        batch = sk.BatchPolicy(max_size=4, max_in_flight=4, hedge=False)  # no copies of stragglers
         with (
             sk.connect(keyless(swarm), batch=batch) as pool,
             LocalCluster(
