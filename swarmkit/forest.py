@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -20,10 +21,20 @@ from .stats import RunStats
 __all__ = ["Forest"]
 
 
-class Forest:
-    """A tree per group, growing."""
+_NO_TEXT = "there was no text to merge: all values are missing"
 
-    def __init__(self, df: pd.DataFrame, column: str, prompt: str, by: Any, fanin: Any, out: str, trace: bool) -> None:
+
+class Forest:
+    """A tree per group, growing.
+
+    With ``partial`` the rows are results of this verb, one for each part of a group: their texts are the leaves, and
+    what they count is carried on.
+    """
+
+    def __init__(
+        self, df: pd.DataFrame, column: str, prompt: str, by: Any, fanin: Any, out: str, trace: bool = False,
+        partial: bool = False,
+    ) -> None:  # fmt: skip
         self.fanin = check_fanin(fanin)
         self.prompt = prompt
         self.out = out
@@ -33,18 +44,29 @@ class Forest:
             if name not in df.columns:
                 placeholders("{" + str(name) + "}", df.columns)  # raises, naming the nearest
         self.groups: list[tuple[Any, ...]] = []
-        self.leaves: list[list[str]] = []
+        self.nodes: list[Node] = []
         self.missing: list[int] = []
+        self.lacking: list[str] = []  # what is said of a group that has no leaves
         parts: Iterable[tuple[Any, pd.DataFrame]] = (
             [((), df)] if by is None else df.groupby(self.keys, sort=True, dropna=True, observed=True)
         )
         for key, part in parts:
             texts = make_prompts(part, column)
+            group, found = len(self.groups), range(len(part))
+            leaves = zip(part["n_leaves"], part["n_levels"], strict=True) if partial else ((1, 0) for _ in found)
+            for text, (n_leaves, level) in zip(texts.texts, leaves, strict=True):
+                if text is not None:
+                    self.nodes.append(Node(len(self.nodes), level, group, n_leaves, text))
+            errors = part[f"{out}_error"].dropna().tolist() if partial else []
             self.groups.append(tuple(key))
-            self.leaves.append([t for t in texts.texts if t is not None])
-            self.missing.append(len(texts.errors))
+            self.missing.append(int(part["n_missing"].sum()) if partial else len(texts.errors))
+            self.lacking.append(next((e for e in errors if e != _NO_TEXT), _NO_TEXT))
+        self.leaves = Counter(n.group for n in self.nodes)
+        self.texts = [n.response or "" for n in self.nodes]
+        self.total = Counter[int]()
+        for n in self.nodes:
+            self.total[n.group] += n.n_leaves
         self._check_prompt()
-        self.nodes: list[Node] = []
 
     def _check_prompt(self) -> None:
         names = [name for _, name, _ in placeholders(self.prompt, ["responses", "level", *self.keys])]
@@ -71,12 +93,10 @@ class Forest:
         async def work(stats: RunStats) -> Failure | None:
             stats_of.append(stats)
             try:
-                if any(len(texts) > 1 for texts in self.leaves):
+                if any(count > 1 for count in self.leaves.values()):
                     fanin = None if self.fanin == "auto" else self.fanin
                     room = await self._room(call)
-                    await reduce_groups(self.leaves, ask, self._render, fanin=fanin, room=room, nodes=self.nodes)
-                else:
-                    await reduce_groups(self.leaves, ask, self._render, fanin=2, nodes=self.nodes)
+                    await reduce_groups(self.nodes, len(self.groups), ask, self._render, fanin=fanin, room=room)
             except _NoneLeft as exc:
                 return exc.failure
             finally:
@@ -88,8 +108,7 @@ class Forest:
 
     async def _room(self, call: Call) -> int | None:
         """Characters that the children of a node may have together, next to the rest of its prompt."""
-        samples = [text for texts in self.leaves for text in texts]
-        room = await call.pool.prompt_room(call.ask, samples[:: max(1, len(samples) // 64)])
+        room = await call.pool.prompt_room(call.ask, self.texts[:: max(1, len(self.texts) // 64)])
         if room is None:
             return None
         rest = max(len(self._render(g, 1, "")) for g in range(len(self.groups)))
@@ -123,7 +142,7 @@ class Forest:
             if top is not None:
                 errors.append(None)
             elif not self.leaves[g]:
-                errors.append("there was no text to merge: all values are missing")
+                errors.append(self.lacking[g])
             else:
                 errors.append(failed.get(g, unfinished))
         index = pd.RangeIndex(count)
@@ -133,7 +152,7 @@ class Forest:
         n_leaves = [top.n_leaves if top else 0 for top in tops]
         frame["n_leaves"] = pd.Series(n_leaves, index, dtype="Int64")
         frame["n_levels"] = pd.Series([top.level if top else 0 for top in tops], index, dtype="Int64")
-        lost = [m + len(self.leaves[g]) - n_leaves[g] for g, m in enumerate(self.missing)]
+        lost = [m + self.total[g] - n_leaves[g] for g, m in enumerate(self.missing)]
         frame["n_missing"] = pd.Series(lost, index, dtype="Int64")
         return frame
 

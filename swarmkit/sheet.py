@@ -38,6 +38,7 @@ class Sheet:
         self.out = out
         self.n = n
         self.details = details
+        self.names: list[str] = []
         self.prompts = make_prompts(df, prompt)
         self.columns = Columns(len(df), n)
         self.pending: list[int] | None = None

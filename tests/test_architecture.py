@@ -56,6 +56,7 @@ ORDER = [
     "compare",
     "simulate",
     "accessor",
+    "dask",
     "local",
     "tables",
     "survey",
@@ -74,7 +75,7 @@ PARTS = {
     "local": "local",
     **dict.fromkeys(["tables", "survey", "demo", "arguments", "cli", "__main__"], "command line"),
     **dict.fromkeys(["widgets", "plots"], "notebook"),
-    **dict.fromkeys(["simulate", "stream"], "scale"),
+    **dict.fromkeys(["simulate", "stream", "dask"], "scale"),
 }
 MAX_LIBRARY = 5000
 
@@ -156,6 +157,8 @@ def test_imports_point_up(path):
         ("starlette", {"local"}),
         ("uvicorn", {"local"}),
         ("openvino_genai", {"local"}),
+        ("dask", {"dask"}),
+        ("distributed", {"dask"}),
     ],
 )
 def test_who_imports_what(package, only):

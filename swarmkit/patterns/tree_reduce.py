@@ -134,20 +134,17 @@ def shorten(texts: Sequence[str], room: int | None) -> tuple[list[str], bool]:
 
 
 async def reduce_groups(
-    leaves: Sequence[Sequence[str]],
-    ask: Ask,
-    render: Render,
-    *,
-    fanin: int | None,
-    room: int | None = None,
-    nodes: list[Node] | None = None,
-) -> list[Node]:
+    nodes: list[Node], groups: int, ask: Ask, render: Render, *, fanin: int | None, room: int | None = None
+) -> None:
     """Reduce each group of leaves to one answer.
 
     Parameters
     ----------
-    leaves : sequence of sequence of str
-        The texts of each group.
+    nodes : list of Node
+        The leaves. The tree grows in it, so that an interrupted reduction leaves what it has; ``roots`` finds the
+        answers.
+    groups : int
+        Number of groups.
     ask : callable
         Scatters a level's prompts.
     render : callable
@@ -156,30 +153,20 @@ async def reduce_groups(
         Children a node; None packs by ``room``.
     room : int, optional
         Characters the children of a node may have together.
-    nodes : list, optional
-        Filled with the tree as it grows, so that an interrupted reduction leaves what it has.
-
-    Returns
-    -------
-    list of Node
-        The whole tree, leaves first; ``roots`` finds the answers.
     """
-    nodes = [] if nodes is None else nodes
-    tops: list[list[Node]] = []
-    for group, texts in enumerate(leaves):
-        tops.append([])
-        for text in texts:
-            tops[group].append(Node(len(nodes), 0, group, 1, text))
-            nodes.append(tops[group][-1])
-    level = 0
+    tops: list[list[Node]] = [[] for _ in range(groups)]
+    for leaf in nodes:
+        tops[leaf.group].append(leaf)
+    rounds = 0
     while any(len(top) > 1 for top in tops):
-        level += 1
+        rounds += 1
         grown: list[tuple[Node, list[Node]]] = []
         prompts: list[str] = []
         for group, top in enumerate(tops):
             if len(top) < 2:
                 continue
             tops[group] = []
+            level = 1 + max(n.level for n in top)
             for places in bundles([len(n.response or "") for n in top], fanin, room):
                 children = [top[i] for i in places]
                 if len(children) == 1:  # the odd one out waits for the next level
@@ -191,7 +178,7 @@ async def reduce_groups(
                 nodes.append(node)
                 grown.append((node, children))
                 tops[group].append(node)
-        for (node, children), reply in zip(grown, await ask(prompts, level), strict=True):
+        for (node, children), reply in zip(grown, await ask(prompts, rounds), strict=True):
             for child in children:
                 child.parent = node.node
             if reply.success:
@@ -200,7 +187,6 @@ async def reduce_groups(
                 node.error = reply.error or "no answer"
                 node.n_leaves = 0
         tops = [[n for n in top if n.error is None] for top in tops]
-    return nodes
 
 
 def roots(nodes: Sequence[Node], groups: int) -> list[Node | None]:
@@ -262,7 +248,8 @@ async def tree_reduce(
         values = {"{responses}": responses, "{level}": str(level)}
         return re.sub(r"\{responses\}|\{level\}", lambda m: values[m[0]], reduce_prompt)
 
-    nodes = await reduce_groups([leaves], ask, render, fanin=int(fanin))
+    nodes = [Node(i, 0, 0, 1, text) for i, text in enumerate(leaves)]
+    await reduce_groups(nodes, 1, ask, render, fanin=int(fanin))
     root = roots(nodes, 1)[0]
     if root is None:
         return Response(False, "", error=next((n.error for n in reversed(nodes) if n.error), "no answer"))

@@ -1,0 +1,157 @@
+"""The verbs on dask DataFrames: what pandas gives, later, from many processes, and nothing twice."""
+
+import os
+import signal
+import time
+from dataclasses import replace
+
+import cloudpickle
+import dask.dataframe as dd
+import pandas as pd
+import pytest
+from distributed import Client, LocalCluster
+from test_faults import prompts_seen
+from test_swarm import requests_served
+
+import swarmkit as sk
+import swarmkit.dask  # registers ddf.swarm
+
+KEY = "SWARMKIT_TEST_KEY"
+LOOPBACK = "127.0.0.1:0"
+LEVELS = ["k", "n_leaves", "n_missing"]
+
+
+def keyless(swarm):
+    """The endpoints, their key named and not held, as a hostfile with key_env= has them."""
+    return [replace(e, api_key=None, key_env=KEY) for e in swarm.endpoints]
+
+
+@pytest.fixture
+def far(echo, monkeypatch):
+    """A pool whose key is in the environment, the default one."""
+    monkeypatch.setenv(KEY, echo.endpoints[0].key())
+    with sk.connect(keyless(echo)) as pool:
+        yield pool
+
+
+def genes():
+    df = pd.DataFrame({"k": ["b", "a", "b", "c", "a", "b", "d"], "t": ["x", "y", None, "z", "v", "w", None]})
+    return df.set_index(pd.Index([1, 2, 3, 5, 8, 13, 21], name="at"))
+
+
+@pytest.mark.parametrize("options", [{}, {"n": 2}, {"details": True}], ids=str)
+def test_scatter_is_the_pandas_verb_later(far, options):
+    ddf = dd.from_pandas(genes(), npartitions=3)
+    with pytest.warns(sk.SwarmWarning, match="2 of 7 rows failed"):
+        expected = ddf.compute().swarm.scatter("{k} {t}", **options)
+    before = requests_served(far)
+    lazy = ddf.swarm.scatter("{k} {t}", **options)
+    assert lazy.divisions == ddf.divisions
+    assert requests_served(far) == before, "nothing is sent before it is computed"
+    with pytest.warns(sk.SwarmWarning, match="rows failed"):
+        got = lazy.compute(scheduler="sync")
+    assert lazy._meta.dtypes.to_dict() == got.dtypes.to_dict() == expected.dtypes.to_dict()
+    varying = [c for c in got.columns if c.endswith(("_endpoint", "_latency_s", "_attempts"))]
+    pd.testing.assert_frame_equal(got.drop(columns=varying), expected.drop(columns=varying))
+
+
+def test_one_partition_reduces_as_pandas_does(far):
+    df = genes().iloc[:-1]
+    expected = df.swarm.tree_reduce("t", "{responses}", by="k", fanin=2)
+    lazy = dd.from_pandas(df, npartitions=1).swarm.tree_reduce("t", "{responses}", by="k", fanin=2)
+    got = lazy.compute(scheduler="sync")
+    assert lazy._meta.dtypes.to_dict() == got.dtypes.to_dict()
+    pd.testing.assert_frame_equal(got, expected)
+
+
+def test_groups_span_partitions_and_single_texts_go_unsent(far):
+    ddf = dd.from_pandas(genes(), npartitions=3)
+    before = sum(requests_served(far).values())
+    lazy = ddf.swarm.tree_reduce("t", "{responses}", by="k", fanin=2)
+    assert lazy.npartitions == 1
+    assert sum(requests_served(far).values()) == before
+    with pytest.warns(sk.SwarmWarning, match="no text to merge"):
+        got = lazy.compute(scheduler="sync")
+    with pytest.warns(sk.SwarmWarning, match="no text to merge"):
+        expected = genes().swarm.tree_reduce("t", "{responses}", by="k", fanin=2)
+    assert lazy._meta.dtypes.to_dict() == got.dtypes.to_dict() == expected.dtypes.to_dict()
+    pd.testing.assert_frame_equal(got[LEVELS], expected[LEVELS])
+    assert got["n_levels"].tolist() == [1, 1, 0, 0]
+    assert got["response"].tolist()[2] == "z"
+    assert got["response_error"].tolist()[3] == "there was no text to merge: all values are missing"
+
+
+def test_levels_count_from_the_leaves(far):
+    df = pd.DataFrame({"t": [f"t{i}" for i in range(16)]})
+    got = dd.from_pandas(df, npartitions=4).swarm.tree_reduce("t", "{responses}", fanin=2).compute(scheduler="sync")
+    assert got[["n_leaves", "n_levels", "n_missing"]].values.tolist() == [[16, 4, 0]]
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "says"),
+    [
+        (lambda s: s.scatter("{tt}"), sk.UnknownColumnError, "'t'"),
+        (lambda s: s.scatter("{t}", temprature=0), TypeError, "temperature"),
+        (lambda s: s.scatter("{t}", workers=0), sk.SettingError, "workers=0"),
+        (lambda s: s.scatter(pd.Series(["x"])), sk.SettingError, "no partitions"),
+        (lambda s: s.scatter("{t}", progress=True), sk.SettingError, "ProgressBar"),
+        (lambda s: s.tree_reduce("tt", "{responses}"), sk.UnknownColumnError, "'t'"),
+        (lambda s: s.tree_reduce("t", "merge"), sk.PromptError, "{responses}"),
+        (lambda s: s.tree_reduce("t", "{responses}", trace=True), sk.SettingError, "trace"),
+        (lambda s: s.submit("{t}"), AttributeError, "scatter and tree_reduce"),
+    ],
+)
+def test_mistakes_are_told_when_the_call_is_made(far, call, error, says):
+    with pytest.raises(error) as told:
+        call(dd.from_pandas(genes(), npartitions=2).swarm)
+    assert says in str(told.value)
+
+
+def test_keys_do_not_travel(echo, far):
+    ddf = dd.from_pandas(genes(), npartitions=2)
+    with sk.connect(echo) as pool, pytest.raises(sk.SettingError, match="key_env"):
+        ddf.swarm.scatter("{k}", pool=pool)
+    graph = cloudpickle.dumps(ddf.swarm.scatter("{k}", pool=far).__dask_graph__())
+    assert echo.endpoints[0].key().encode() not in graph
+
+
+def test_a_second_computation_reads_the_store(far, tmp_path):
+    df = pd.DataFrame({"i": range(60)})
+    lazy = dd.from_pandas(df, npartitions=6).swarm.scatter("n {i}", store=tmp_path)
+    first = lazy.compute(scheduler="threads")
+    before = sum(requests_served(far).values())
+    pd.testing.assert_frame_equal(lazy.compute(scheduler="threads"), first)
+    assert sum(requests_served(far).values()) == before
+
+
+@pytest.mark.long
+@pytest.mark.timeout(120)
+def test_a_killed_worker_changes_nothing_and_only_what_was_in_flight_goes_out_again(monkeypatch, tmp_path):
+    df = pd.DataFrame({"i": range(400)})
+    speed = {"tokens_per_s": 20.0, "max_num_seqs": 8}
+    with sk.local(1, engine="echo", addresses=4, **speed) as swarm:
+        monkeypatch.setenv(KEY, swarm.endpoints[0].key())
+        batch = sk.BatchPolicy(max_size=4, max_in_flight=4, hedge=False)  # no copies of stragglers
+        with (
+            sk.connect(keyless(swarm), batch=batch) as pool,
+            LocalCluster(
+                4, threads_per_worker=1, dashboard_address=LOOPBACK, worker_dashboard_address=LOOPBACK
+            ) as cluster,
+            Client(cluster) as client,
+        ):
+            lazy = dd.from_pandas(df, npartitions=8).swarm.scatter("n {i}", store=tmp_path, max_tokens=8)
+            future = client.compute(lazy)
+            store = sk.open_store(tmp_path)
+            while len(store) < 80:
+                assert future.status == "pending"
+                time.sleep(0.05)
+            victim = next(iter(client.run(os.getpid).values()))
+            os.kill(victim, signal.SIGKILL)
+            got = future.result(timeout=90)
+            prompts = prompts_seen(pool, [e.host for e in pool.endpoints])
+    assert got["response"].tolist() == [f"echo: n {i}" for i in range(400)]
+    assert got["response_error"].isna().all()
+    assert got.index.tolist() == list(range(400))
+    again = prompts - 400
+    print(f"\n{again} of 400 prompts came on top, those by which pools learn included")
+    assert again <= 16, "a fourth of the windows: 4 endpoints x 4 requests x 4 rows, over 4 workers"
