@@ -10,8 +10,6 @@ answers are cut at four times their mean, as ``max_tokens`` would do.
 
 from __future__ import annotations
 
-import argparse
-import json
 import random
 import sys
 import time
@@ -24,6 +22,8 @@ from swarmkit.batches import home_queues
 from swarmkit.policy import BatchPolicy, RetryPolicy
 from swarmkit.scheduler import Scheduler
 from swarmkit.simulate import Server, VirtualRun
+
+from ._report import Budget, arguments, report
 
 BUDGET = 1.15
 
@@ -114,25 +114,20 @@ def sockets(rows: int) -> dict[str, float]:
     return {"rows": len(out), "seconds": taken, "ideal_s": ideal, "ratio": taken / ideal, "requests": stats.requests}
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.makespan", description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="few rows: the ends of the runs are all there is")
-    parser.add_argument("--json", help="write the figures to this file")
-    options = parser.parse_args(argv)
-    table = virtual(4 if options.quick else 40)
-    print("virtual time, 20 endpoints, rows as they finish")
-    print(table.to_string(index=False, float_format=lambda x: f"{x:.2f}"))
-    worst, median = table["to ideal"].max(), table["to ideal"].median()
-    print(f"to the ideal: median {median:.2f}, worst {worst:.2f}; budget {BUDGET}")
-    real = sockets(1_000 if options.quick else 16_000)
-    print(
-        "real sockets, 4 endpoints and one at a tenth of their speed: "
-        + ", ".join(f"{k} {v:.4g}" for k, v in real.items())
-    )
-    if options.json:
-        with open(options.json, "w") as file:
-            json.dump({"virtual": table.to_dict("records"), "sockets": real, "budget": BUDGET}, file, indent=1)
-    return 0
+def main() -> int:
+    args = arguments(__doc__)
+    table = virtual(4 if args.quick else 40)  # few rows: the ends of the runs are all there is
+    real = sockets(1_000 if args.quick else 16_000)
+    budgets = [
+        Budget("makespan to the ideal, median of the fleets", table["to ideal"].median(), BUDGET),
+        Budget("makespan to the ideal, worst of the fleets", table["to ideal"].max(), BUDGET),
+        Budget("makespan to the ideal over real sockets", real["ratio"], BUDGET),
+    ]
+    tables = {
+        "Virtual time, 20 endpoints, rows as they finish": table,
+        "Real sockets, 4 endpoints and one at a tenth of their speed": pd.DataFrame([real]),
+    }
+    return report(args, tables, budgets)
 
 
 if __name__ == "__main__":

@@ -102,7 +102,8 @@ class DaskSwarm:
     """The verbs on a dask DataFrame: lazy, a run for each partition.
 
     Computing twice asks twice: keep the result (``persist``, ``to_parquet``), or give ``store=``, by which also
-    the partitions of a worker that was lost are read and not asked again.
+    the partitions of a worker that was lost are read and not asked again. Partitions do not know of each other's
+    repeated prompts: with a store, a prompt that stands in two of them has one stored answer, sampled or not.
     """
 
     def __init__(self, ddf: DataFrame) -> None:

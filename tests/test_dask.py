@@ -152,6 +152,8 @@ def test_a_killed_worker_changes_nothing_and_only_what_was_in_flight_goes_out_ag
     assert got["response"].tolist() == [f"echo: n {i}" for i in range(400)]
     assert got["response_error"].isna().all()
     assert got.index.tolist() == list(range(400))
+    # A pool's first run asks three prompts of its own, to learn what its servers can do: four workers, and the one
+    # that takes the victim's place. A fourth of the windows was in flight: 4 endpoints x 4 requests x 4 rows.
     again = prompts - 400
-    print(f"\n{again} of 400 prompts came on top, those by which pools learn included")
-    assert again <= 16, "a fourth of the windows: 4 endpoints x 4 requests x 4 rows, over 4 workers"
+    print(f"\n{again} of 400 prompts came on top")
+    assert again <= 16 + 5 * 3
