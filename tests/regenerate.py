@@ -1,4 +1,4 @@
-"""Run tutorials and store their outputs: ``python notebooks/regenerate.py [NOTEBOOK...]``, all of them by default.
+"""Run tutorials and store their outputs: ``python tests/regenerate.py [NOTEBOOK...]``, all of them by default.
 
 It is ``jupyter nbconvert --execute --inplace``, and then takes out what differs from run to run and tells a reader
 nothing: times of execution, random ports, and the state of widgets, which neither GitHub nor JupyterLab shows before a

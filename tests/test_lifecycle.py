@@ -36,7 +36,7 @@ def test_the_interpreter_exits_at_once_with_a_run_in_flight():
         import pandas as pd, swarmkit as sk
         if __name__ == "__main__":
             swarm = sk.local(1, engine="echo", **{SLOW!r})
-            sk.connect(swarm)
+            sk.connect(swarm, batch=sk.BatchPolicy(max_size=10, max_in_flight=2))
             run = pd.DataFrame({{"i": range(500)}}).swarm.submit("n {{i}}")
             for frame in pd.DataFrame({{"i": range(2)}}).swarm.iter_scatter("n {{i}}", max_tokens=1):
                 pass

@@ -244,6 +244,7 @@ def test_killed_at_random_moments_it_ends_like_an_undisturbed_run(steady, store,
     assert generated(steady) <= rows + kills * in_flight + (kills + 1) * 10
 
 
+@pytest.mark.long
 @pytest.mark.timeout(120)
 def test_two_processes_on_one_store_and_a_third_that_sends_nothing(steady, store, tmp_path):
     outs = [tmp_path / "a.parquet", tmp_path / "b.parquet", tmp_path / "c.parquet"]

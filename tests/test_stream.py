@@ -69,6 +69,7 @@ def test_pieces_come_back_one_for_one_as_the_whole_frame_would(fast):
     pd.testing.assert_frame_equal(pd.concat(parts), whole)
 
 
+@pytest.mark.long
 def test_reading_ahead_is_bounded_and_nobody_waits_for_the_last_row_of_a_piece(swarm):
     df = pd.DataFrame({"t": [" ".join(["word"] * 40), *(f"row {i}" for i in range(1, 400))]})
     frames = Frames(pieces(df, 20))
