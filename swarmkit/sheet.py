@@ -43,7 +43,6 @@ class Sheet:
         self.columns = Columns(len(df), n)
         self.pending: list[int] | None = None
         self.label = "scatter"
-        self.names: list[str] = []
         if only_missing:
             self._keep_answers()
         for row, error in self.prompts.errors.items():  # known before the run starts, and shown from then on
