@@ -135,7 +135,7 @@ def test_a_killed_worker_changes_nothing_and_only_what_was_in_flight_goes_out_ag
         with (
             sk.connect(keyless(swarm), batch=batch) as pool,
             LocalCluster(
-                4, threads_per_worker=1, dashboard_address=LOOPBACK, worker_dashboard_address=LOOPBACK
+                n_workers=4, threads_per_worker=1, dashboard_address=LOOPBACK, worker_dashboard_address=LOOPBACK
             ) as cluster,
             Client(cluster) as client,
         ):
@@ -145,8 +145,9 @@ def test_a_killed_worker_changes_nothing_and_only_what_was_in_flight_goes_out_ag
             while len(store) < 80:
                 assert future.status == "pending"
                 time.sleep(0.05)
-            victim = next(iter(client.run(os.getpid).values()))
-            os.kill(victim, signal.SIGKILL)
+            pids = list(client.run(os.getpid).values())
+            assert len(pids) == 4
+            os.kill(pids[0], signal.SIGKILL)
             got = future.result(timeout=90)
             prompts = prompts_seen(pool, [e.host for e in pool.endpoints])
     assert got["response"].tolist() == [f"echo: n {i}" for i in range(400)]
