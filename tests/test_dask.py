@@ -157,4 +157,5 @@ def test_a_killed_worker_changes_nothing_and_only_what_was_in_flight_goes_out_ag
     # that takes the victim's place. A fourth of the windows was in flight: 4 endpoints x 4 requests x 4 rows.
     again = prompts - 400
     print(f"\n{again} of 400 prompts came on top")
-    assert again <= 16 + 5 * 3
+    # The victim's partition asked again from its beginning would be some 40 more than that.
+    assert again <= 16 + 5 * 3 + 5
