@@ -92,7 +92,8 @@ def _reduce(
     partition_info: dict[str, Any] | None = None,
 ) -> pd.DataFrame:  # fmt: skip
     number = partition_info["number"] if partition_info else 0
-    call = read_options(_options(options, recipe, runs, number), aggregation=True)  # type: ignore[arg-type]
+    own = _options(options, recipe, runs, number)
+    call = read_options(own, aggregation=True)  # type: ignore[arg-type] # a plain dict; checked when the call was made
     frame = Forest(part, **tree).start(call).finish()
     return frame if len(frame) else meta  # no rows say nothing of dtypes
 
