@@ -82,7 +82,7 @@ def virtual(rows_a_slot: float) -> pd.DataFrame:
         rows = int(rows_a_slot * sum(s.slots for s in servers))
         for workload, lengths in workloads(rows).items():
             chars = [int(1000 * x) for x in lengths] if "sorted" in workload else [1] * rows
-            queues, _ = home_queues(range(rows), len(servers), lambda row: None, chars.__getitem__)
+            queues = home_queues(range(rows), len(servers), chars)
             policy = BatchPolicy()
             scheduler = Scheduler(
                 queues, rows, max_size=policy.max_size, max_in_flight=policy.max_in_flight,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 __all__ = ["Parcel", "Parcels", "Queues", "Sizing", "halves", "home_queues"]
@@ -62,6 +62,17 @@ class Sizing:
         room = self.context - self.estimate(chars) - self.buffer
         return max(1, min(self.cap, max(MIN_BUDGET, room), self.context - 1))
 
+    def tight(self, rows: Iterable[int], chars: Sequence[int]) -> dict[int, int]:
+        """Position to budget for those of the rows that are tight; they are few, and roomy ones cost nothing.
+
+        ``chars`` are the lengths of the prompts, by position.
+        """
+        roomy = self.room_chars
+        if roomy is None:
+            return {}
+        budgets = ((row, self.budget(chars[row])) for row in rows if chars[row] > roomy)
+        return {row: budget for row, budget in budgets if budget < self.cap}
+
     @property
     def room_chars(self) -> int | None:
         """Characters up to which a prompt leaves room for the whole cap; None: every length does."""
@@ -72,45 +83,38 @@ class Sizing:
 
 
 def home_queues(
-    rows: Iterable[int], n_endpoints: int, tight_budget: Callable[[int], int | None], chars: Callable[[int], int]
-) -> tuple[list[list[int]], dict[int, int]]:
+    rows: Sequence[int], n_endpoints: int, chars: Sequence[int], tight: Mapping[int, int] | None = None
+) -> list[list[int]]:
     """Deal rows to their home endpoints: the i-th row to endpoint ``i % n_endpoints``.
 
     Parameters
     ----------
-    rows : iterable of int
+    rows : sequence of int
         Positions of the rows to send, in order.
     n_endpoints : int
         Number of endpoints.
-    tight_budget : callable
-        Position to the row's budget of tokens if it is tight, None if it is roomy.
-    chars : callable
-        Position to the length of the row's prompt, in characters.
+    chars : sequence of int
+        By position: the length of the row's prompt, in characters.
+    tight : mapping of int to int, optional
+        Position to budget of tokens, for the tight rows (``Sizing.tight``).
 
     Returns
     -------
-    queues : list of list of int
+    list of list of int
         Per endpoint: its roomy rows, the longest prompts first, then its tight rows, the roomiest first. Long
         prompts are slow to read and often get long answers, and what is long must not begin when the run is nearly
         over ("longest processing time first", Graham 1969). Lengths count by octave, and within one input order
         stays: prompts that begin alike and stand together profit from the servers' prefix caches.
-    tight : dict of int to int
-        Position to budget, for the tight rows only: they are few, and a million roomy rows cost nothing.
     """
-    roomy: list[list[int]] = [[] for _ in range(n_endpoints)]
-    tight: list[list[int]] = [[] for _ in range(n_endpoints)]
-    budgets: dict[int, int] = {}
-    for i, row in enumerate(rows):
-        budget = tight_budget(row)
-        if budget is None:
-            roomy[i % n_endpoints].append(row)
-        else:
-            budgets[row] = budget
-            tight[i % n_endpoints].append(row)
-    for queue, late in zip(roomy, tight, strict=True):
-        queue.sort(key=lambda r: -chars(r).bit_length())
-        queue += sorted(late, key=lambda r: -budgets[r])
-    return roomy, budgets
+    tight = tight or {}
+
+    def place(row: int) -> tuple[bool, int]:
+        return row in tight, -tight[row] if row in tight else -chars[row].bit_length()
+
+    queues = [list(rows[i::n_endpoints]) for i in range(n_endpoints)]
+    for queue in queues:
+        queue.sort(key=place if tight else lambda row: -chars[row].bit_length())
+    return queues
 
 
 class Queues:

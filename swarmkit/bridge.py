@@ -161,9 +161,10 @@ async def hop(coroutine: Coroutine[Any, Any, T]) -> T:
         raise
 
 
-def at_exit(hook: Callable[[], None]) -> None:
+def at_exit(hook: Callable[[], None]) -> Callable[[], None]:
     """Call ``hook`` when the interpreter ends, after runs are cancelled and before the loop is stopped."""
     _exit_hooks.append(hook)
+    return hook
 
 
 @atexit.register

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import random
 import weakref
+from array import array
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -31,7 +33,7 @@ __all__ = ["AgentPool"]
 _SPARE_FILES = 256
 
 
-@dataclass
+@dataclass(eq=False)
 class Core:
     """What a pool shares with its sub-pools: the HTTP client, and what is known of the servers."""
 
@@ -50,8 +52,10 @@ class Core:
         if self._transport is None or self._generation != bridge.generation():
             self._transport = Transport(timeout=self.timeout, trust_env=self.trust_env)
             self._generation = bridge.generation()
-            # A pool that nobody closes and nobody holds any more leaves no connections behind.
-            weakref.finalize(self, _let_go, self._transport, self._generation)
+            # A pool that nobody closes and nobody holds any more leaves no connections behind, nor does one that is
+            # there when the interpreter ends.
+            weakref.finalize(self, _let_go, self._transport, self._generation).atexit = False
+            _living.add(self)
         return self._transport
 
     async def close(self) -> None:
@@ -68,9 +72,18 @@ class Core:
         self.__init__(**state)  # type: ignore[misc] # a recipe: connections and findings are made anew
 
 
+_living: weakref.WeakSet[Core] = weakref.WeakSet()
+
+
 def _let_go(transport: Transport, generation: int) -> None:
     if bridge.is_running(generation):
         bridge.start(transport.aclose())
+
+
+@bridge.at_exit
+def _let_all_go() -> None:
+    closing = [bridge.start(core.close()) for core in _living if bridge.is_running(core._generation)]
+    concurrent.futures.wait(closing, timeout=1.0)
 
 
 class AgentPool:
@@ -360,23 +373,14 @@ class AgentPool:
         return failure
 
     def _scheduler(self, prompts: Prompts, rows: Sequence[int], sizing: Sizing, single: bool) -> Scheduler:
-        roomy, texts = sizing.room_chars, prompts.texts
-
-        def chars(row: int) -> int:
-            return len(texts[row] or "")
-
-        def tight_budget(row: int) -> int | None:
-            if roomy is None or chars(row) <= roomy:
-                return None
-            budget = sizing.budget(chars(row))
-            return budget if budget < sizing.cap else None
-
-        queues, tight = home_queues(rows, self.size, tight_budget, chars)
+        chars = array("q", [len(text) if text else 0 for text in prompts.texts])
+        tight = sizing.tight(rows, chars)
+        queues = home_queues(rows, self.size, chars, tight)
         in_flight = self._batch.single_in_flight if single else self._batch.max_in_flight
         slow = [i for i, e in enumerate(self._endpoints) if self._status(e) == "slow"]
         return Scheduler(
             queues,
-            len(texts),
+            len(prompts.texts),
             max_size=1 if single else self._batch.max_size,
             max_in_flight=in_flight,
             retry=self._retry,

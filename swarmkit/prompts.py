@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import string
 from collections.abc import Callable, Hashable, Iterable
@@ -186,8 +187,12 @@ def _from_template(df: pd.DataFrame, template: str) -> Prompts:
     for name, gone in zip(names, missing, strict=True):
         for i in np.flatnonzero(gone):
             errors.setdefault(int(i), f"missing value in column {name!r}")
+    found = [column.tolist() for column in columns]
+    if not errors:
+        with contextlib.suppress(ValueError, TypeError):  # the slow way below says which row does not fit
+            return Prompts(list(map(positional.format, *found)))
     texts: list[str | None] = []
-    for row, values in enumerate(zip(*(column.tolist() for column in columns), strict=True)):
+    for row, values in enumerate(zip(*found, strict=True)):
         try:
             texts.append(None if row in errors else positional.format(*values))
         except (ValueError, TypeError) as exc:

@@ -447,7 +447,7 @@ def simulate(
     lasting = sum(s.rows_per_s for s in servers) - sum(s.rows_per_s for s in dying)
     for server in dying:
         server.dies_at = ideal / 2
-    queues, _ = home_queues(range(workload.rows), len(servers), lambda row: None, lambda row: 1)
+    queues = home_queues(range(workload.rows), len(servers), [1] * workload.rows)
     scheduler = Scheduler(
         queues,
         workload.rows,

@@ -1,29 +1,31 @@
 """HTTP: the only importer of ``openai``, and the one place where foreign exceptions become ours.
 
-One ``AsyncOpenAI`` client serves a whole pool: a client an endpoint would cost 20 ms each. Below it a router
-keeps one connection pool an origin, since a single pool for all scans all its connections at every request.
-The client's own retries are off (they would resend whole batches), and nothing of ``OPENAI_*`` in the
-environment reaches an endpoint: its default headers are replaced, and each request carries the key of its
-endpoint or none.
+One ``AsyncOpenAI`` client serves a whole pool: a client an endpoint would cost 20 ms each. Below it is one ``aiohttp``
+session, which finds an origin's idle connections without looking at those of the others. The client's own retries are
+left out (they would resend whole batches), and nothing of ``OPENAI_*`` in the environment reaches an endpoint: its
+default headers are replaced, and each request carries the key of its endpoint or none.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import errno
+import io
 import os
 import ssl
-from collections.abc import AsyncGenerator, Iterator, Mapping
+import urllib.request
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from dataclasses import replace
 from typing import Any, cast
 
-import httpcore2
+import aiohttp
 import httpx2
 import jiter
 import openai
+import yarl
 
 from .errors import EndpointError
-from .framing import Merger
 from .hostfile import AgentEndpoint
 from .records import Failure, FailureKind
 from .wire import error_message, kind_of
@@ -35,8 +37,8 @@ KEEPALIVE_S = 4.0
 CONNECT_S = 10.0
 """Seconds for a connection to be made: far more than any network needs, far less than an answer takes."""
 
-# The scheduler bounds what is in flight; a second bound here would only deadlock with it.
-_LIMITS = httpx2.Limits(max_connections=None, keepalive_expiry=KEEPALIVE_S)
+_SLOWEST_BYTES_PER_S = 100_000  # at which a request is written
+_AT_ONCE = 1 << 20  # bytes; longer requests are written bit by bit
 _OURS = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL}
 
 
@@ -61,13 +63,7 @@ class Transport:
         self, *, timeout: float = 300.0, trust_env: bool = False, verify: ssl.SSLContext | None = None
     ) -> None:
         self.timeout = timeout
-        http = httpx2.AsyncClient(
-            transport=None if trust_env else _Router(verify),  # None: httpx2's own, which reads the proxies
-            trust_env=trust_env,
-            verify=verify or True,
-            limits=_LIMITS,
-            headers={"accept-encoding": "identity"},  # nothing to inflate: nodes are near, CPU is not free
-        )
+        http = _Http(verify, trust_env)
         self._client = _Client(api_key="unused", base_url="http://swarmkit.invalid", max_retries=0, http_client=http)
 
     async def post(self, endpoint: AgentEndpoint, path: str, body: bytes, *, timeout: float | None = None) -> bytes:
@@ -145,110 +141,152 @@ class Transport:
 
 
 class _Client(openai.AsyncOpenAI):
-    """The openai client without what it would add from the environment."""
+    """The openai client without what it would add from the environment, and without its retries: the copies it makes of
+    a request, to have it again, cost half of what openai costs."""
 
     @property
     def default_headers(self) -> dict[str, str | openai.Omit]:
-        return {"Accept": "application/json", "Content-Type": "application/json", "User-Agent": "swarmkit"}
+        return {
+            "Accept": "application/json",
+            "Accept-Encoding": "identity",  # nothing to inflate: nodes are near, CPU is not free
+            "Content-Type": "application/json",
+            "User-Agent": "swarmkit",
+        }
+
+    async def request(self, cast_to: Any, options: Any, *, stream: bool = False, stream_cls: Any = None) -> Any:
+        response = await self._client.send(self._build_request(options), stream=stream)
+        if response.status_code != 200:
+            await response.aread()
+            raise self._make_status_error_from_response(response)
+        return response
 
 
-class _Router(httpx2.AsyncBaseTransport):
-    """One connection pool an origin, all with one TLS context."""
+class _Http(httpx2.AsyncClient):
+    """What openai's client builds its requests with and sends them by: straight on to ``aiohttp``.
 
-    def __init__(self, verify: ssl.SSLContext | None) -> None:
+    httpx2's own way down (cookies, redirects, authentication, a parser in Python) is of no use here and took longer for
+    a request of a hundred prompts than all the rest of this package.
+    """
+
+    def __init__(self, verify: ssl.SSLContext | None, trust_env: bool) -> None:
+        super().__init__(transport=httpx2.AsyncBaseTransport(), trust_env=False)  # nothing is sent by that
         self._verify = verify
-        self._plain = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # trusts nobody, and need not read whom to: 20 ms
-        self._pools: dict[tuple[str, str, int | None], _Pool] = {}
+        self._proxies = urllib.request.getproxies() if trust_env else {}
+        self._session: aiohttp.ClientSession | None = None
+        self._urls: dict[str, tuple[httpx2.URL, yarl.URL]] = {}  # as read before: there are few, and reading is slow
 
-    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
-        url = request.url
-        origin = (url.scheme, url.host, url.port)
-        pool = self._pools.get(origin)
-        if pool is None:
-            verify = self._plain
-            if url.scheme == "https":
-                verify = self._verify = self._verify or ssl.create_default_context()
-            pool = self._pools[origin] = _Pool(verify)
-        trace = _Trace()
-        request.extensions = {**request.extensions, "trace": trace}
-        try:
-            return await pool.handle_async_request(request)
-        except (httpx2.NetworkError, httpx2.RemoteProtocolError) as exc:
-            if not trace.connected:
-                raise _StaleConnection(str(exc), request=request) from exc
-            raise
-
-    async def aclose(self) -> None:
-        for pool in self._pools.values():
-            await pool.aclose()
-
-
-class _Pool(httpx2.AsyncHTTPTransport):
-    """The connections to one origin."""
-
-    def __init__(self, verify: ssl.SSLContext) -> None:
-        super().__init__(verify=verify, trust_env=False, limits=_LIMITS)
-        # httpx2's parameters do not reach down to what reads the sockets, so its pool is replaced by one like it.
-        self._pool = httpcore2.AsyncConnectionPool(
-            ssl_context=verify, max_connections=None, keepalive_expiry=KEEPALIVE_S, network_backend=_Network()
+    def build_request(self, method: str, url: httpx2.URL | str, **given: Any) -> httpx2.Request:
+        known = self._read(str(url))[0]
+        extensions = {"timeout": given["timeout"]}
+        return httpx2.Request(
+            method, known, headers=given["headers"], content=given.get("content"), extensions=extensions
         )
 
+    def _read(self, url: str) -> tuple[httpx2.URL, yarl.URL]:
+        """A URL, as httpx2 and as aiohttp know it."""
+        if (known := self._urls.get(url)) is None:
+            known = self._urls[url] = (httpx2.URL(url), yarl.URL(url, encoded=True))
+        return known
 
-class _Network(httpcore2.AnyIOBackend):
-    async def connect_tcp(self, *args: Any, **kwargs: Any) -> httpcore2.AsyncNetworkStream:
-        return _Stream(await super().connect_tcp(*args, **kwargs))
+    async def send(self, request: httpx2.Request, *, stream: bool = False, **_: Any) -> httpx2.Response:
+        session = self._session = self._session or self._open()
+        url, timeout, body = request.url, request.extensions["timeout"], request.content
+        use = _Use()
+        try:
+            # aiohttp does not bound the time in which a request is written.
+            async with asyncio.timeout(timeout.connect + timeout.read + len(body) / _SLOWEST_BYTES_PER_S):
+                answer = await session.request(
+                    request.method,
+                    self._read(str(url))[1],
+                    data=io.BytesIO(body) if len(body) > _AT_ONCE else body or None,
+                    headers=request.headers.multi_items(),
+                    allow_redirects=False,
+                    proxy=self._proxy(url),
+                    timeout=aiohttp.ClientTimeout(connect=timeout.connect, sock_read=timeout.read),
+                    trace_request_ctx=use,
+                )
+        except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError) as exc:
+            if use.again:
+                raise _StaleConnection(str(exc)) from exc
+            raise
+        content = {"stream": _Body(answer)} if stream else {"content": await answer.read()}
+        reason = {"reason_phrase": (answer.reason or "").encode()}
+        return httpx2.Response(answer.status, headers=answer.raw_headers, request=request, extensions=reason, **content)
 
+    def _open(self) -> aiohttp.ClientSession:
+        trace = aiohttp.TraceConfig()
+        trace.on_connection_reuseconn.append(_Use.note)
+        # The scheduler bounds what is in flight; a second bound here would only deadlock with it.
+        connector = _Connector(limit=0, keepalive_timeout=KEEPALIVE_S, ssl=self._verify or True)
+        return aiohttp.ClientSession(
+            connector=connector, cookie_jar=aiohttp.DummyCookieJar(), auto_decompress=False, trace_configs=[trace]
+        )
 
-class _Stream(httpcore2.AsyncNetworkStream):
-    """A connection whose responses come in fewer and larger chunks (``framing.Merger``)."""
-
-    def __init__(self, stream: httpcore2.AsyncNetworkStream) -> None:
-        self._stream = stream
-        self._merger = Merger()
-
-    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        while data := await self._stream.read(max_bytes, timeout):
-            if merged := self._merger.feed(data):
-                return merged
-        return self._merger.feed(b"")
-
-    async def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        self._merger.start()
-        await self._stream.write(buffer, timeout)
+    def _proxy(self, url: httpx2.URL) -> str | None:
+        if not self._proxies or urllib.request.proxy_bypass(url.netloc.decode()):
+            return None
+        return self._proxies.get(url.scheme) or self._proxies.get("all")
 
     async def aclose(self) -> None:
-        await self._stream.aclose()
-
-    async def start_tls(self, *args: Any, **kwargs: Any) -> httpcore2.AsyncNetworkStream:
-        return _Stream(await self._stream.start_tls(*args, **kwargs))
-
-    def get_extra_info(self, info: str) -> Any:
-        return self._stream.get_extra_info(info)
+        await super().aclose()
+        if self._session is not None:
+            await self._session.close()
 
 
-class _Trace:
-    """Notes whether a request opened a connection of its own."""
+class _Connector(aiohttp.TCPConnector):
+    """The connections. In a forked child they count as closed: the sockets are the parent's, and so is the loop whose
+    list of sockets would be changed by closing them."""
 
-    __slots__ = ("connected",)
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self._process = os.getpid()
+
+    @property
+    def closed(self) -> bool:
+        return super().closed or self._process != os.getpid()
+
+    def __del__(self, *_: Any) -> None:
+        if not self.closed:
+            super().__del__()
+
+
+class _Use:
+    """Notes whether a request goes over a connection that was used before."""
+
+    __slots__ = ("again",)
 
     def __init__(self) -> None:
-        self.connected = False
+        self.again = False
 
-    async def __call__(self, name: str, info: Mapping[str, Any]) -> None:
-        if name.startswith("connection.connect_"):
-            self.connected = True
+    @staticmethod
+    async def note(session: aiohttp.ClientSession, context: Any, params: Any) -> None:
+        context.trace_request_ctx.again = True
 
 
-class _StaleConnection(httpx2.ReadError):
+class _Body(httpx2.AsyncByteStream):
+    """The body of an answer as it comes; closing it drops the connection unless the answer was read to its end."""
+
+    def __init__(self, answer: aiohttp.ClientResponse) -> None:
+        self._answer = answer
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        async for data in self._answer.content.iter_any():
+            yield data
+
+    async def aclose(self) -> None:
+        self._answer.close()
+
+
+class _StaleConnection(aiohttp.ServerDisconnectedError):
     """The server had closed the connection that was reused, before it answered a word."""
 
 
 @contextlib.contextmanager
 def _mapped(endpoint: AgentEndpoint, timeout: float) -> Iterator[None]:
-    """Turn what openai and httpx2 raise into ``EndpointError``; the original stays as its cause."""
+    """Turn what openai and aiohttp raise into ``EndpointError``; the original stays as its cause."""
     try:
         yield
-    except (openai.OpenAIError, httpx2.HTTPError, httpx2.StreamError, httpx2.InvalidURL, OSError) as exc:
+    except (openai.OpenAIError, aiohttp.ClientError, httpx2.InvalidURL, OSError, ValueError) as exc:
         failure = _classify(exc, endpoint.name, timeout)
         hidden = replace(failure, message=without_key(endpoint, failure.message))
         shows_key = any(str(e) != without_key(endpoint, str(e)) for e in _causes(exc))
@@ -269,30 +307,41 @@ def _classify(exc: BaseException, name: str, timeout: float) -> Failure:
         return Failure(FailureKind.LOCAL, f"this machine ran out of something: {_words(chain)}", name)
     for kind, types in _KINDS:
         if (found := next((e for e in chain if isinstance(e, types)), None)) is not None:
-            return Failure(kind, _late(found, timeout) or _words(chain), name)
+            return Failure(kind, _plainly(found, timeout) or _words(chain), name)
     return Failure(FailureKind.DISCONNECT, _words(chain), name)
 
 
-def _late(exc: BaseException, timeout: float) -> str | None:
-    """What a timeout says; its own words are about tasks and scopes."""
-    if isinstance(exc, httpx2.ConnectTimeout):
+def _plainly(exc: BaseException, timeout: float) -> str | None:
+    """What an exception means whose own words are about tasks and headers; None where the system's words are better."""
+    if any(isinstance(e, OSError) and e.errno for e in _causes(exc)):
+        return None
+    if isinstance(exc, aiohttp.ConnectionTimeoutError):
         return f"no connection within {min(CONNECT_S, timeout):g} s"
-    if isinstance(exc, httpx2.WriteTimeout):
-        return f"it took nothing of the request for {timeout:g} s"
-    return f"nothing came for {timeout:g} s" if isinstance(exc, httpx2.ReadTimeout) else None
+    if isinstance(exc, aiohttp.ServerDisconnectedError):
+        return "it closed the connection before it answered"
+    if isinstance(exc, aiohttp.ClientPayloadError):
+        return "it closed the connection in the middle of the answer"
+    if isinstance(exc, aiohttp.ClientResponseError):
+        return f"what came is not HTTP: {' '.join(exc.message.split())}"[:500]
+    return f"nothing came for {timeout:g} s" if isinstance(exc, TimeoutError) else None
 
 
 # In this order: the narrower types first.
 _KINDS: tuple[tuple[FailureKind, tuple[type[BaseException], ...]], ...] = (
-    (FailureKind.LOCAL, (httpx2.PoolTimeout,)),
     (FailureKind.STALE, (_StaleConnection,)),
     (
         FailureKind.CONNECT,
-        (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.UnsupportedProtocol, httpx2.InvalidURL, httpx2.ProxyError),
+        (
+            aiohttp.ClientConnectorError,
+            aiohttp.ConnectionTimeoutError,
+            aiohttp.ClientHttpProxyError,
+            aiohttp.InvalidURL,
+            httpx2.InvalidURL,
+        ),
     ),
-    (FailureKind.HANG, (httpx2.ReadTimeout, httpx2.WriteTimeout)),
-    (FailureKind.DISCONNECT, (httpx2.NetworkError, httpx2.ProtocolError, httpx2.StreamError, OSError)),
-    (FailureKind.MALFORMED, (httpx2.DecodingError, openai.APIResponseValidationError)),
+    (FailureKind.HANG, (TimeoutError,)),
+    (FailureKind.DISCONNECT, (aiohttp.ClientError, OSError)),
+    (FailureKind.MALFORMED, (openai.APIResponseValidationError,)),
 )
 
 

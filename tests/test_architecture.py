@@ -28,7 +28,6 @@ ORDER = [
     "orders",
     "scheduler",
     "wire",
-    "framing",
     "transport",
     "probe",
     "chat",
@@ -151,7 +150,7 @@ def test_imports_point_up(path):
     [
         ("openai", {"transport"}),
         ("httpx2", {"transport"}),
-        ("httpcore2", {"transport"}),
+        ("aiohttp", {"transport"}),
         ("ipywidgets", {"widgets"}),
         ("matplotlib", {"plots", "compare"}),
         ("starlette", {"local"}),

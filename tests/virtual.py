@@ -101,7 +101,6 @@ class Virtual(VirtualRun):
         resting=(),
         tight=None,
         lengths=None,
-        chars=None,
         killers=None,
         books=0,
         trace=None,
@@ -115,7 +114,8 @@ class Virtual(VirtualRun):
         self.killers = killers or {}
         self.books = books
         self.trace = trace
-        queues, self.tight = home_queues(range(rows), len(servers), (tight or {}).get, chars or (lambda row: 1))
+        self.tight = tight or {}
+        queues = home_queues(range(rows), len(servers), [1] * rows, self.tight)
         scheduler = Scheduler(
             queues,
             rows,
