@@ -352,13 +352,13 @@ class Fleet(list[Endpoint]):
         # of a row that need not wait): half as many again keep it full, and one batch is in reserve.
         hold = min(self.max_size * self._max_in_flight, first + 2 * e.done)
         if e.slots:
-            some = min(4 * self.max_size, math.ceil(e.rate * _WAIT_S))
+            some = min(2 * self.max_size, math.ceil(e.rate * _WAIT_S))
             hold = min(hold, max(first, some, self.max_size + math.ceil(1.5 * e.slots)))
         if e.rate > 0 and 2 * self._rated >= self.ready:
             over_s = self._over_s(left)
             if self._too_slow(index, over_s, now):
                 return 0
-            hold = min(hold, max(1, math.ceil(e.rate * self._whole(over_s, e.row_s))))
+            hold = min(hold, max(1, math.ceil(self._share(e, over_s))))
         free = hold - e.held
         # Rows finish one by one. Topping up by as few as have just finished would shred the work into tiny
         # requests, so an endpoint that holds work waits until a whole batch, or half its share, fits.
@@ -370,11 +370,11 @@ class Fleet(list[Endpoint]):
         """Seconds in which all endpoints together finish so many rows, the last of them included."""
         return left / self._total_rate + (self._slots / self._timed if self._timed else 0.0)
 
-    def _whole(self, over_s: float, row_s: float) -> float:
-        """The part of a time in which rows can be done from begin to end, one after another."""
-        if not over_s < 4 * row_s < math.inf:
-            return over_s
-        return row_s * math.floor(over_s * 1.05 / row_s)
+    def _share(self, e: Endpoint, over_s: float) -> float:
+        """Rows an endpoint finishes in this time: near the end only those count that it can do from begin to end."""
+        if not over_s < 4 * e.row_s < math.inf:
+            return e.rate * over_s
+        return e.slots * math.floor(over_s * 1.05 / e.row_s)
 
     def _too_slow(self, index: int, over_s: float, now: float) -> bool:
         """Whether the others have finished all that is left before this endpoint has finished a row.
@@ -399,13 +399,13 @@ class Fleet(list[Endpoint]):
         """Rows an endpoint steals at once.
 
         Half of its part, by speed, of what is unsent (an equal part while speeds are not known): the bites shrink
-        as the work does, so that all finish together. But no less than a quarter of what it works on at once, and
+        as the work does, so that all finish together. But no less than half of what it works on at once, and
         none at all if it holds work and the bite would be tiny.
         """
         e = self[index]
         if e.rate and 2 * self._rated >= self.ready:
             part = math.ceil(unsent * e.rate / self._total_rate)
-            least = int(e.rate * e.row_s / 4) if e.row_s < math.inf else 0
+            least = int(e.slots / 2)
         else:
             part, least = math.ceil(unsent / max(1, self.ready)), 0
         bite = min(room, unsent, max(1, part // 2, least))

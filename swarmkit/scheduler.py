@@ -231,7 +231,8 @@ class Scheduler:
         flight.waited_s += waited_s
         self._row_s += waited_s
         self._fleet.delivered(flight.batch.endpoint, came, self._now)
-        self._fill(flight.batch.endpoint)
+        if came < len(flight.batch.rows):  # a whole reply is over with its rows: what that shows comes first
+            self._fill(flight.batch.endpoint)
 
     def _ended(self, flight: _Flight) -> None:
         if flight.unfinished:

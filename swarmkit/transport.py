@@ -15,7 +15,9 @@ import io
 import os
 import ssl
 import urllib.request
+import weakref
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextvars import ContextVar
 from dataclasses import replace
 from typing import Any, cast
 
@@ -39,6 +41,12 @@ CONNECT_S = 10.0
 
 _SLOWEST_BYTES_PER_S = 100_000  # at which a request is written
 _AT_ONCE = 1 << 20  # bytes; longer requests are written bit by bit
+_HEADERS = {
+    "Accept": "application/json",
+    "Accept-Encoding": "identity",  # nothing to inflate: nodes are near, CPU is not free
+    "Content-Type": "application/json",
+    "User-Agent": "swarmkit",
+}
 _OURS = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL}
 
 
@@ -135,29 +143,28 @@ class Transport:
     def _options(self, endpoint: AgentEndpoint, timeout: float | None) -> Any:
         key = endpoint.key()
         return {
-            "headers": {"Authorization": f"Bearer {key}" if key else openai.Omit()},
+            "headers": {"Authorization": f"Bearer {key}"} if key else {},
             "timeout": httpx2.Timeout(timeout or self.timeout, connect=min(CONNECT_S, timeout or self.timeout)),
         }
 
 
 class _Client(openai.AsyncOpenAI):
-    """The openai client without what it would add from the environment, and without its retries: the copies it makes of
-    a request, to have it again, cost half of what openai costs."""
-
-    @property
-    def default_headers(self) -> dict[str, str | openai.Omit]:
-        return {
-            "Accept": "application/json",
-            "Accept-Encoding": "identity",  # nothing to inflate: nodes are near, CPU is not free
-            "Content-Type": "application/json",
-            "User-Agent": "swarmkit",
-        }
+    """The openai client without what it would add: its own headers, what it finds in the environment, and retries. Only
+    to be ready for these it copies and parses what it is given, which took longer than all that is done here."""
 
     async def request(self, cast_to: Any, options: Any, *, stream: bool = False, stream_cls: Any = None) -> Any:
-        response = await self._client.send(self._build_request(options), stream=stream)
+        headers = {**_HEADERS, **options.headers}
+        response = await self._client.send(
+            self._client.build_request(
+                options.method, options.url, headers=headers, content=options.content, timeout=options.timeout
+            ),
+            stream=stream,
+        )
         if response.status_code != 200:
-            await response.aread()
-            raise self._make_status_error_from_response(response)
+            body = await response.aread()
+            with contextlib.suppress(ValueError):
+                body = jiter.from_json(body)
+            raise openai.APIStatusError(f"HTTP {response.status_code}", response=response, body=body)
         return response
 
 
@@ -191,7 +198,7 @@ class _Http(httpx2.AsyncClient):
     async def send(self, request: httpx2.Request, *, stream: bool = False, **_: Any) -> httpx2.Response:
         session = self._session = self._session or self._open()
         url, timeout, body = request.url, request.extensions["timeout"], request.content
-        use = _Use()
+        _reused.set(False)
         try:
             # aiohttp does not bound the time in which a request is written.
             async with asyncio.timeout(timeout.connect + timeout.read + len(body) / _SLOWEST_BYTES_PER_S):
@@ -203,10 +210,9 @@ class _Http(httpx2.AsyncClient):
                     allow_redirects=False,
                     proxy=self._proxy(url),
                     timeout=aiohttp.ClientTimeout(connect=timeout.connect, sock_read=timeout.read),
-                    trace_request_ctx=use,
                 )
         except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError) as exc:
-            if use.again:
+            if _reused.get():
                 raise _StaleConnection(str(exc)) from exc
             raise
         content = {"stream": _Body(answer)} if stream else {"content": await answer.read()}
@@ -214,13 +220,9 @@ class _Http(httpx2.AsyncClient):
         return httpx2.Response(answer.status, headers=answer.raw_headers, request=request, extensions=reason, **content)
 
     def _open(self) -> aiohttp.ClientSession:
-        trace = aiohttp.TraceConfig()
-        trace.on_connection_reuseconn.append(_Use.note)
         # The scheduler bounds what is in flight; a second bound here would only deadlock with it.
         connector = _Connector(limit=0, keepalive_timeout=KEEPALIVE_S, ssl=self._verify or True)
-        return aiohttp.ClientSession(
-            connector=connector, cookie_jar=aiohttp.DummyCookieJar(), auto_decompress=False, trace_configs=[trace]
-        )
+        return aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar(), auto_decompress=False)
 
     def _proxy(self, url: httpx2.URL) -> str | None:
         if not self._proxies or urllib.request.proxy_bypass(url.netloc.decode()):
@@ -233,6 +235,9 @@ class _Http(httpx2.AsyncClient):
             await self._session.close()
 
 
+_reused: ContextVar[bool] = ContextVar("reused")  # whether the request of this task goes over a connection used before
+
+
 class _Connector(aiohttp.TCPConnector):
     """The connections. In a forked child they count as closed: the sockets are the parent's, and so is the loop whose
     list of sockets would be changed by closing them."""
@@ -240,6 +245,13 @@ class _Connector(aiohttp.TCPConnector):
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
         self._process = os.getpid()
+        self._used: weakref.WeakSet[object] = weakref.WeakSet()
+
+    async def connect(self, *args: Any, **named: Any) -> aiohttp.connector.Connection:
+        connection = await super().connect(*args, **named)
+        _reused.set(connection.protocol in self._used)
+        self._used.add(connection.protocol)
+        return connection
 
     @property
     def closed(self) -> bool:
@@ -248,19 +260,6 @@ class _Connector(aiohttp.TCPConnector):
     def __del__(self, *_: Any) -> None:
         if not self.closed:
             super().__del__()
-
-
-class _Use:
-    """Notes whether a request goes over a connection that was used before."""
-
-    __slots__ = ("again",)
-
-    def __init__(self) -> None:
-        self.again = False
-
-    @staticmethod
-    async def note(session: aiohttp.ClientSession, context: Any, params: Any) -> None:
-        context.trace_request_ctx.again = True
 
 
 class _Body(httpx2.AsyncByteStream):
@@ -347,7 +346,8 @@ _KINDS: tuple[tuple[FailureKind, tuple[type[BaseException], ...]], ...] = (
 
 def _from_status(exc: openai.APIStatusError, name: str) -> Failure:
     status = exc.status_code
-    message = error_message(exc.body) if exc.body else f"no explanation ({exc.response.reason_phrase})"
+    body = exc.body if not isinstance(exc.body, bytes) else exc.response.text.strip()
+    message = error_message(body) if body else f"no explanation ({exc.response.reason_phrase})"
     if location := exc.response.headers.get("location"):
         message = f"it redirects to {location}, which is not followed: {message}"
     retry_after = _retry_after(exc.response.headers.get("retry-after"))
