@@ -345,6 +345,8 @@ class Fleet(list[Endpoint]):
         first = max(self.max_size, _FIRST_ROWS)
         if len(self) == 1:  # nobody else could have the rows, and a server that waits for the next batch is idle
             first = _ALONE * self.max_size
+            if not e.requests and not e.done and left > size >= _FIRST_ROWS:
+                size //= 4  # its engine begins while it still reads the rest
         if e.requests >= (self._max_in_flight if e.proven else min(self._max_in_flight, first // self.max_size)):
             return 0
         # As in TCP's slow start every row delivered opens the window, so that an endpoint whose speed is not known
