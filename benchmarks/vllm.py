@@ -4,8 +4,9 @@
 
 512 prompts of 16 tokens each on the tiny model, five repeats of each way in alternation, medians with their spread.
 ``LLM.generate`` runs in a process of its own in vLLM's environment, on the same model folder with the same
-settings and the same prompts, wrapped in the same chat template. Batch mode is measured as it is by default, with rows
-streamed as they finish, and with whole replies (``delivery="batch"``), which cost server and client less.
+settings and prompts, wrapped in the same chat template, and the server is one of the benchmark's own that, like
+``LLM``, keeps no statistics. ``LLM.generate`` gives its answers all at once, so it is whole replies
+(``delivery="batch"``) that are held against it; rows streamed as they finish, the default, stand beside.
 
 A vLLM worker that has just worked spins for its next step for seconds, and on a small machine that takes a core from
 whoever is measured next. So the one that is not measured is stopped (``SIGSTOP``), and each way is warmed up with a few
@@ -97,13 +98,16 @@ def stopped(group: int) -> Iterator[None]:
         os.killpg(group, signal.SIGCONT)
 
 
-def process_group_of(url: str) -> int:
-    """The process group of the server that ``serve.py`` started at this address."""
-    for path in (Path(os.environ["SWARMKIT_VLLM_HOME"]) / "servers").glob("*.json"):
-        served = json.loads(path.read_text())
-        if served["url"] == url:
-            return int(served["pid"])
-    raise SystemExit(f"no server at {url} is known to tests/real_vllm/serve.py")
+@contextlib.contextmanager
+def server() -> Iterator[tuple[str, int]]:
+    """The address and the process group of a vLLM that does what ``LLM`` does: no statistics, no log of requests."""
+    serve = [sys.executable, str(Path(__file__).parent.parent / "tests/real_vllm/serve.py")]
+    start = [*serve, "start", "--model", "tiny", "--disable-log-stats", "--disable-uvicorn-access-log"]
+    served = json.loads(subprocess.run(start, stdout=subprocess.PIPE, check=True).stdout)
+    try:
+        yield served["url"], served["pid"]
+    finally:
+        subprocess.run([*serve, "stop", str(served["pid"])], check=True)
 
 
 def main() -> int:
@@ -113,27 +117,25 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--json", type=Path, help="also write the figures here")
     args = parser.parse_args()
-    url = os.environ["SWARMKIT_VLLM_TINY"]
     df = pd.DataFrame({"i": range(args.prompts)})
     template = "Note number {i} of a list of observations."
     options = {"max_tokens": args.max_tokens, "temperature": 0, "ignore_eos": True, "progress": False}
     few = df.head(8)
-    server = process_group_of(url)
     offline = Offline(Path(os.environ["SWARMKIT_VLLM_HOME"]) / "tiny", args.max_tokens)
     ways = {
-        "batch": {"mode": "batch"},
-        "batch, whole replies": {"mode": "batch", "delivery": "batch"},
+        "batch": {"mode": "batch", "delivery": "batch"},
+        "batch, rows as they finish": {"mode": "batch", "delivery": "rows"},
         "single": {"mode": "single"},
         "offline": {},
     }
     times: dict[str, list[float]] = {way: [] for way in ways}
-    with sk.connect(url) as pool:
+    with server() as (url, served), sk.connect(url) as pool:
         sent = df.swarm.preview(template, n=args.prompts)["sent"].tolist()
         offline.generate(sent[:8])  # loading the model ends here
         for repeat in range(-1, args.repeats):  # the first is not counted
             for way in ways if repeat % 2 else reversed(ways):
                 if way == "offline":
-                    with stopped(server):
+                    with stopped(served):
                         offline.generate(sent[:8])
                         taken = offline.generate(sent)
                 else:
