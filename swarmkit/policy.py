@@ -198,9 +198,9 @@ BREAKER: dict[tuple[Breaker, Signal], Breaker] = {
     (Breaker.CLOSED, Signal.FAULT): Breaker.CLOSED,
     (Breaker.CLOSED, Signal.TRIP): Breaker.OPEN,
     (Breaker.CLOSED, Signal.PAUSE_OVER): Breaker.CLOSED,
-    # Requests sent before the breaker opened may still end either way. A success among them shows that the
-    # endpoint works, a fault tells nothing new.
-    (Breaker.OPEN, Signal.SUCCESS): Breaker.CLOSED,
+    # Requests sent before the breaker opened may still end either way, and tell nothing new: an endpoint may go on with
+    # what it has and refuse all that comes.
+    (Breaker.OPEN, Signal.SUCCESS): Breaker.OPEN,
     (Breaker.OPEN, Signal.FAULT): Breaker.OPEN,
     (Breaker.OPEN, Signal.TRIP): Breaker.OPEN,
     (Breaker.OPEN, Signal.PAUSE_OVER): Breaker.HALF_OPEN,

@@ -45,7 +45,7 @@ __all__ = [
 ]
 
 
-_PATIENCE = 3.0  # a row out for so many times what rows usually take is held up
+_PATIENCE = 2.5  # a row out for so many times what rows usually take is held up
 _LEAST_PATIENCE_S = 0.5  # quicker than this nobody waits
 _COPIED_SHARE = 10  # one row in ten may be copied, at most
 _DEADLY = (FailureKind.DISCONNECT, FailureKind.SERVER, FailureKind.HANG)  # what an engine's death looks like
