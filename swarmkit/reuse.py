@@ -85,6 +85,8 @@ async def run(
 
 def _twins(rows: Sequence[int], prompts: Prompts) -> dict[int, list[int]]:
     """The first row of each repeated prompt, with the rows that repeat it."""
+    if len(rows) == len({prompts.texts[row] for row in rows}):
+        return {}
     first: dict[str, int] = {}
     twins: dict[int, list[int]] = {}
     for row in rows:

@@ -534,3 +534,16 @@ def test_a_last_line_without_its_end_is_read_if_it_is_whole(tail: str, finished:
         assert rows.feed(event.encode()) == []
         assert len(rows.end()) == finished
     assert rows.done is done
+
+
+def test_proxies_of_the_environment_are_used_only_when_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    df = pd.DataFrame({"x": ["a", "b"]})
+    with sk.local(1, engine="echo", token=KEY) as proxy:  # it answers whatever host is asked for
+        monkeypatch.setenv("http_proxy", proxy.urls[0])
+        for name in ("no_proxy", "NO_PROXY"):
+            monkeypatch.delenv(name, raising=False)
+        node = AgentEndpoint("node.invalid", 80, api_key=KEY)
+        with sk.VLLMPool([node], model="echo", trust_env=True, retry=BRIEF) as pool:
+            assert df.swarm.scatter("{x}", pool=pool)["response"].notna().all()
+        with sk.VLLMPool([node], model="echo", retry=BRIEF) as pool, pytest.raises(sk.NoEndpointsError):
+            df.swarm.scatter("{x}", pool=pool)
