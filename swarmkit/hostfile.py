@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from .errors import HostfileError
+from .errors import HostfileError, SettingError
 from .markup import table_html
 
 __all__ = ["AgentEndpoint", "as_endpoint", "parse_hostfile", "write_hostfile"]
@@ -81,8 +81,20 @@ class AgentEndpoint:
         return self.url.split("://", 1)[1]
 
     def key(self) -> str | None:
-        """The key to send, or None. Read from the environment at each call, so that nothing keeps it."""
-        return self.api_key or (os.environ.get(self.key_env) if self.key_env else None)
+        """The key to send, or None. Read from the environment at each call, so that nothing keeps it.
+
+        Raises
+        ------
+        SettingError
+            It holds what no HTTP header can carry: a line break from the end of a file, most often.
+        """
+        key = self.api_key or (os.environ.get(self.key_env) if self.key_env else None)
+        if key and not (key.isascii() and key.isprintable()):
+            source = f"${self.key_env}" if not self.api_key else "api_key"
+            raise SettingError(
+                f"{source} of {self.name} holds a line break or a character that is not ASCII: no key does"
+            )
+        return key
 
     def _repr_html_(self) -> str:
         tags = " ".join(f"{k}={v}" for k, v in self.tags.items())

@@ -285,7 +285,7 @@ def _mapped(endpoint: AgentEndpoint, timeout: float) -> Iterator[None]:
     """Turn what openai and aiohttp raise into ``EndpointError``; the original stays as its cause."""
     try:
         yield
-    except (openai.OpenAIError, aiohttp.ClientError, httpx2.InvalidURL, OSError, ValueError) as exc:
+    except (openai.OpenAIError, aiohttp.ClientError, httpx2.HTTPError, httpx2.InvalidURL, OSError) as exc:
         failure = _classify(exc, endpoint.name, timeout)
         hidden = replace(failure, message=without_key(endpoint, failure.message))
         shows_key = any(str(e) != without_key(endpoint, str(e)) for e in _causes(exc))
@@ -340,7 +340,7 @@ _KINDS: tuple[tuple[FailureKind, tuple[type[BaseException], ...]], ...] = (
     ),
     (FailureKind.HANG, (TimeoutError,)),
     (FailureKind.DISCONNECT, (aiohttp.ClientError, OSError)),
-    (FailureKind.MALFORMED, (openai.APIResponseValidationError,)),
+    (FailureKind.MALFORMED, (httpx2.DecodingError,)),
 )
 
 

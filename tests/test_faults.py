@@ -547,3 +547,19 @@ def test_proxies_of_the_environment_are_used_only_when_asked_for(monkeypatch: py
             assert df.swarm.scatter("{x}", pool=pool)["response"].notna().all()
         with sk.VLLMPool([node], model="echo", retry=BRIEF) as pool, pytest.raises(sk.NoEndpointsError):
             df.swarm.scatter("{x}", pool=pool)
+
+
+def test_a_body_that_is_not_what_its_encoding_says_is_malformed() -> None:
+    def reply(call: Call) -> None:
+        call.reply(b"not gzip", extra="content-encoding: gzip\r\n")
+
+    with Scripted(reply) as server, sk.VLLMPool([AgentEndpoint(*server.address)], model="echo", retry=BRIEF) as pool:
+        seen = drive(pool, ["a"], delivery="batch")
+    assert seen.failures[0].kind is K.MALFORMED
+
+
+@pytest.mark.parametrize("key", ["secret\n", "sécret"])
+def test_a_key_that_no_header_can_carry_is_refused_in_words_and_not_shown(key: str) -> None:
+    with pytest.raises(sk.errors.SettingError, match=r"api_key of 127\.0\.0\.1:9 holds a line break") as caught:
+        sk.connect(AgentEndpoint("127.0.0.1", 9, api_key=key))
+    assert key not in str(caught.value)
