@@ -9,8 +9,8 @@ The rules, in the order an endpoint looking for work applies them:
 2. Then its own home queue, a batch at a time.
 3. When that is dry, it steals from the end of the longest queue, in ever smaller bites.
 4. When nothing is unsent, it copies rows that a straggler has held for several times what the run's rows usually
-   take: one copy a row, a bounded share of all rows; the first answer wins, and a request is dropped when nobody
-   needs any of its rows.
+   take: one copy a row, a bounded share of all rows and the last ten; the first answer wins, and a request is dropped
+   when nobody needs any of its rows.
 
 ``fleet.py`` says how much an endpoint may hold, and whether it is well enough to be sent anything.
 """
@@ -149,7 +149,8 @@ class Scheduler:
         self._offer = True  # work has come up that the hungry have not been asked about
         self._wakes: set[float] = set()  # those asked for
         self._carriers: dict[int, list[int]] = {}  # copied rows: the tickets that carry them
-        self._may_copy = max(_FEW, size // _COPIED_SHARE) if hedge else 0
+        self._hedge = hedge
+        self._copies_left = max(_FEW, size // _COPIED_SHARE)
         self._look_at = math.inf  # when stragglers are looked for next
         self._row_s = 0.0  # seconds that delivered rows took, added up
         self._tickets = 0
@@ -419,6 +420,12 @@ class Scheduler:
         done = self._fleet.done
         return max(_LEAST_PATIENCE_S, _PATIENCE * self._row_s / done) if done >= _FEW else math.inf
 
+    @property
+    def _may_copy(self) -> int:
+        """How many rows may be copied: their share, or the last few of the run, whatever was copied before."""
+        last = self._left if self._left <= _FEW else 0
+        return max(self._copies_left, last) if self._hedge else 0
+
     def _plan_a_look(self) -> None:
         """Idle endpoints, nothing unsent, requests under way: see later whether one of these is held up."""
         if self._look_at == math.inf and (patience := self._patience_s) < math.inf:
@@ -450,7 +457,7 @@ class Scheduler:
                 continue
             for row, flight in part:
                 self._carriers[row] = [flight.batch.ticket, self._tickets]
-            self._may_copy -= len(part)
+            self._copies_left -= len(part)
             self.counts.copies += len(part)
             del self._hungry[index]
             self._send(index, tuple(r for r, _ in part), None)

@@ -314,7 +314,7 @@ class Virtual(VirtualRun):
             assert all(e.lost for e in self.scheduler._fleet), "stopped while an endpoint is left"
         copies = sum(run.copied.values())
         assert copies == counts.copies
-        assert copies <= (max(10, self.rows // 10) if self.hedge else 0), f"{copies} copies"
+        assert copies <= (max(10, self.rows // 10) + 10 if self.hedge else 0), f"{copies} copies"
         assert max(run.copied.values(), default=0) <= 1, "one copy a row"
         for row, saw in run.saw.items():
             # The budget of a row. Each request after its first is the consequence of a failure, or its one copy.
