@@ -76,7 +76,7 @@ def test_rows_come_before_their_request_is_over(target: Target) -> None:
     heard: list[RunEvent] = []
     columns = Columns(target.rows)
     texts = [f"Row {i}: say something." for i in range(target.rows)]
-    wanted = pool.ask(max_tokens=24, delivery="auto")
+    wanted = pool.ask(max_tokens=64, delivery="auto")
     with pool:
         assert bridge.call(pool.run(Prompts(texts), wanted, columns, [heard.append])) is None
     assert sum(isinstance(event, RequestEnded) for event in heard) == 1
