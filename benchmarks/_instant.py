@@ -95,7 +95,7 @@ def _chat() -> bytes:
 
 
 def _head(kind: str) -> dict[str, Any]:
-    return {"id": "cmpl-8f3c2f6c5a1b4e0f9d7a6b5c4d3e2f1a", "object": kind, "created": 1767225600, "model": MODEL}
+    return {"object": kind, "created": 1767225600, "model": MODEL}
 
 
 def _usage(prompt: int, completion: int) -> dict[str, Any]:
@@ -107,7 +107,7 @@ def _json(value: Any) -> bytes:
     return b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%s" % (len(body), body)
 
 
-def _answer(path: bytes, body: bytes) -> bytes:
+def answer(path: bytes, body: bytes) -> bytes:
     match path:
         case b"/v1/completions":
             asked = orjson.loads(body)
@@ -129,7 +129,9 @@ def _answer(path: bytes, body: bytes) -> bytes:
     return b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n"
 
 
-class _Connection(asyncio.Protocol):
+class Connection(asyncio.Protocol):
+    """Reads requests, and answers each with ``answer``; one after the other."""
+
     def __init__(self) -> None:
         self.received = bytearray()
         self.needed = 0  # bytes of the request that is coming in; 0 while its header is not whole
@@ -146,10 +148,13 @@ class _Connection(asyncio.Protocol):
             if len(self.received) < self.needed:
                 return
             path = bytes(self.received[: self.header].split(b" ", 2)[1])
-            reply = _answer(path, bytes(self.received[self.header : self.needed]))
+            body = bytes(self.received[self.header : self.needed])
             del self.received[: self.needed]
             self.needed = 0
-            self.transport.write(reply)
+            self.asked(path, body)
+
+    def asked(self, path: bytes, body: bytes) -> None:
+        self.transport.write(answer(path, body))
 
     def _measure(self) -> bool:
         end = self.received.find(b"\r\n\r\n")
@@ -180,7 +185,7 @@ async def _serve(addresses: int) -> None:
     sockets = _listen(addresses)
     loop = asyncio.get_running_loop()
     for listener in sockets:
-        await loop.create_server(_Connection, sock=listener)
+        await loop.create_server(Connection, sock=listener)
     print(sockets[0].getsockname()[1], flush=True)
     await asyncio.to_thread(sys.stdin.read)
 

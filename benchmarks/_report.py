@@ -1,4 +1,4 @@
-"""What the commands have in common: arguments, tables, JSON, and whether budgets are met."""
+"""What the commands share: arguments, tables, JSON, and the check of budgets."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _SENTENCE = "The protein was purified to homogeneity and its activity was measur
 
 @dataclass(frozen=True)
 class Budget:
-    """A bound of DESIGN section 8, and what was measured."""
+    """A bound, and the measured value."""
 
     what: str
     measured: float
@@ -32,14 +32,19 @@ class Budget:
 
 def arguments(doc: str | None) -> argparse.Namespace:
     """The arguments of a command."""
+    return parser(doc).parse_args()
+
+
+def parser(doc: str | None) -> argparse.ArgumentParser:
+    """The parser of the arguments that every command has."""
     parser = argparse.ArgumentParser(description=(doc or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="tiny sizes: shows that it runs, measures nothing")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures here")
-    return parser.parse_args()
+    return parser
 
 
 def report(args: argparse.Namespace, tables: Mapping[str, pd.DataFrame], budgets: Sequence[Budget]) -> int:
-    """Print the tables and how the budgets stand, write the JSON, return the exit code."""
+    """Print the tables and the budgets, write the JSON, return the exit code."""
     for title, table in tables.items():
         print(f"\n{title}\n{table.to_string(index=False, float_format='{:.2f}'.format)}")
     print("\ntoo small to be judged:" if args.quick else "")
@@ -52,13 +57,13 @@ def report(args: argparse.Namespace, tables: Mapping[str, pd.DataFrame], budgets
 
 
 def abstracts(rows: int) -> pd.DataFrame:
-    """A frame of so many rows; the prompts that ``TEMPLATE`` makes of it have about 220 characters."""
+    """A frame of this many rows; its prompts by ``TEMPLATE`` have about 220 characters."""
     genes = [f"gene{i:07d}" for i in range(rows)]
     return pd.DataFrame({"gene": genes, "abstract": [_SENTENCE * 2 + f"Entry {gene}." for gene in genes]})
 
 
 def cpu_us(work: Callable[[], pd.DataFrame], rows: int) -> float:
-    """CPU of this process, all threads, for a frame of answers: microseconds a row."""
+    """CPU time of this process, all threads, for a frame of answers: microseconds per row."""
     began = process_time()
     answers = work()
     spent = process_time() - began
@@ -68,7 +73,7 @@ def cpu_us(work: Callable[[], pd.DataFrame], rows: int) -> float:
 
 
 def alternate(ways: Mapping[str, Callable[[], float]], repeats: int) -> dict[str, list[float]]:
-    """Measure each way in turn, so that what disturbs the machine disturbs all; the first round is a warm-up."""
+    """Measure each way in turn, so that disturbances of the machine affect all; the first round is a warm-up."""
     found: dict[str, list[float]] = {name: [] for name in ways}
     for repeat in range(-1, repeats):
         for name, measure in ways.items():
@@ -79,6 +84,6 @@ def alternate(ways: Mapping[str, Callable[[], float]], repeats: int) -> dict[str
 
 
 def spread(values: Sequence[float], reference: Sequence[float], unit: str, of: str) -> dict[str, Any]:
-    """Median and range, and the median of the ratios to what was measured beside it."""
+    """Median and range, and the median of the ratios to the reference measured in the same round."""
     ratios = [a / b for a, b in zip(values, reference, strict=True)]
     return {unit: statistics.median(values), "min": min(values), "max": max(values), of: statistics.median(ratios)}

@@ -1,8 +1,11 @@
 """Client CPU per prompt, DataFrame to DataFrame, at an endpoint that answers at once.
 
-Beside swarmkit, in both deliveries: the least a client can do (``aiohttp`` and ``orjson``, four requests in flight, no
-retries, nothing checked), ``AsyncOpenAI`` with lists of prompts, and ``AsyncOpenAI`` with a prompt a request. Prompts
+Compared are swarmkit, in both deliveries; the least a client can do (``aiohttp`` and ``orjson``, four requests in
+flight, no retries, no checks); ``AsyncOpenAI`` with lists of prompts, and with a prompt per request. Prompts
 of 220 characters, answers of 97.
+
+And the HTTP of it alone, a request of a hundred prompts as bytes and its answer as bytes: swarmkit's client beside
+``AsyncOpenAI`` over ``openai.DefaultAioHttpClient`` and over its default client.
 """
 
 from __future__ import annotations
@@ -11,29 +14,34 @@ import asyncio
 import sys
 from collections.abc import Awaitable, Callable
 from functools import partial
+from time import process_time
 
 import aiohttp
+import httpx2
 import openai
 import orjson
 import pandas as pd
 
 import swarmkit as sk
+from swarmkit.client.transport import Transport
 
 from ._instant import MODEL, Instant
 from ._report import TEMPLATE, Budget, abstracts, alternate, arguments, cpu_us, report, spread
 
 SIZES = {1: 2_000, 10: 10_000, 100: 20_000, 1000: 20_000}  # rows a batch: rows in the frame
 IN_FLIGHT = 4
-BUDGETS = {"swarmkit, batch": 4.0, "swarmkit, rows": 10.0}
+BUDGETS = {"swarmkit, batch": 4.5, "swarmkit, rows": 10.0}
+HTTP_BUDGET = 0.85
+REQUESTS = 60  # a turn: many short ones, since the machine is never calm for long
 
 
 class Bare:
-    """What anybody would write by hand: the frame's rows, so many a request, through a function that asks."""
+    """A loop without swarmkit: the frame's rows, in batches, through a function that sends one request."""
 
-    def __init__(self, runner: asyncio.Runner, size: int, ask: Callable[[list[str]], Awaitable[list[str]]]) -> None:
+    def __init__(self, runner: asyncio.Runner, size: int, spec: Callable[[list[str]], Awaitable[list[str]]]) -> None:
         self.runner = runner
         self.size = size
-        self.ask = ask
+        self.spec = spec
 
     def __call__(self, df: pd.DataFrame) -> pd.DataFrame:
         prompts = [
@@ -48,7 +56,7 @@ class Bare:
 
         async def work() -> None:
             for start in starts:
-                found[start : start + self.size] = await self.ask(prompts[start : start + self.size])
+                found[start : start + self.size] = await self.spec(prompts[start : start + self.size])
 
         await asyncio.gather(*(work() for _ in range(IN_FLIGHT)))
         return found
@@ -100,18 +108,56 @@ def measure(server: Instant, runner: asyncio.Runner, size: int, rows: int, repea
     ]
 
 
+def http_alone(server: Instant, runner: asyncio.Runner, requests: int, repeats: int) -> list[dict[str, object]]:
+    """CPU a request of 100 prompts, from bytes to bytes; the clients of openai as they come, without retries."""
+    df = abstracts(100)
+    prompts = [f"Summarise what is known of {g}: {a}" for g, a in zip(df["gene"], df["abstract"], strict=True)]
+    body = orjson.dumps({"model": MODEL, "prompt": prompts, "max_tokens": 512, "temperature": 0})
+    path, endpoint, ours = "/v1/completions", server.endpoints[0], Transport()
+    clients = {
+        "AsyncOpenAI, DefaultAioHttpClient": openai.DefaultAioHttpClient(),
+        "AsyncOpenAI": openai.DefaultAsyncHttpxClient(),
+    }
+    theirs = {
+        way: openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, http_client=http)
+        for way, http in clients.items()
+    }
+
+    async def by(client: openai.AsyncOpenAI) -> bytes:
+        return (await client.post(server.url + path, cast_to=httpx2.Response, content=body)).content
+
+    async def turn(ask: Callable[[], Awaitable[bytes]]) -> float:
+        began = process_time()
+        for _ in range(requests):
+            assert await ask()
+        return (process_time() - began) / requests * 1e6
+
+    ways = {"swarmkit": partial(ours.post, endpoint, path, body), **{w: partial(by, c) for w, c in theirs.items()}}
+    found = alternate({way: lambda ask=ask: runner.run(turn(ask)) for way, ask in ways.items()}, repeats)
+    for client in (ours.aclose, *(c.close for c in theirs.values())):
+        runner.run(client())
+    base = found["AsyncOpenAI, DefaultAioHttpClient"]
+    return [
+        {"way": way, **spread(values, base, "us a request", "times DefaultAioHttpClient")}
+        for way, values in found.items()
+    ]
+
+
 def main() -> int:
     args = arguments(__doc__)
     sizes = {10: 100} if args.quick else SIZES
     repeats = 1 if args.quick else 5
     with Instant() as server, asyncio.Runner() as runner:
         rows = [row for size, n in sizes.items() for row in measure(server, runner, size, n, repeats)]
+        http = pd.DataFrame(http_alone(server, runner, 3 if args.quick else REQUESTS, 1 if args.quick else 41))
     table = pd.DataFrame(rows)
-    judged = table[table["batch"] == min(100, max(sizes))].set_index("way")["times bare"]
+    of_bare = table[table["batch"] == min(100, max(sizes))].set_index("way")["times bare"]
     budgets = [
-        Budget(f"CPU of {way}, times the bare loop", float(judged[way]), bound) for way, bound in BUDGETS.items()
+        Budget(f"CPU of {way}, times the bare loop", float(of_bare[way]), bound) for way, bound in BUDGETS.items()
     ]
-    return report(args, {"Client CPU per prompt": table}, budgets)
+    of_aiohttp = float(http.set_index("way")["times DefaultAioHttpClient"]["swarmkit"])
+    budgets.append(Budget("CPU of HTTP, times that of DefaultAioHttpClient", of_aiohttp, HTTP_BUDGET))
+    return report(args, {"Client CPU per prompt": table, "CPU of the HTTP of 100 prompts": http}, budgets)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from functools import partial
 import pandas as pd
 
 import swarmkit as sk
-from swarmkit.stats import RunStats
+from swarmkit.runs.stats import RunStats
 
 from ._instant import Instant
 from ._report import TEMPLATE, Budget, abstracts, alternate, arguments, cpu_us, report, spread
@@ -71,8 +71,8 @@ def million(server: Instant, rows: int, few: int, repeats: int) -> pd.DataFrame:
     stats: RunStats | None = None
 
     def usual() -> float:
-        ask = partial(sk.scatter, head, TEMPLATE, pool=one, temperature=0, delivery="batch")
-        return statistics.median(cpu_us(ask, few) for _ in range(9))
+        spec = partial(sk.scatter, head, TEMPLATE, pool=one, temperature=0, delivery="batch")
+        return statistics.median(cpu_us(spec, few) for _ in range(9))
 
     def all_of_it() -> float:
         nonlocal stats

@@ -19,7 +19,7 @@ def main() -> int:
         ran = subprocess.run([sys.executable, "-c", CODE.format(module)], check=True, capture_output=True, text=True)
         return float(ran.stdout) * 1000
 
-    # openai beside it: what would be paid if it were not imported late
+    # openai for comparison: the cost if it were not imported late
     ways = {name: lambda name=name: milliseconds(name) for name in ("swarmkit", "openai")}
     found = alternate(ways, 1 if args.quick else 9)
     rows = [{"module": n, **spread(v, found["swarmkit"], "ms", "times swarmkit")} for n, v in found.items()]

@@ -18,10 +18,11 @@ from collections.abc import Sequence
 import pandas as pd
 
 import swarmkit as sk
-from swarmkit.batches import home_queues
-from swarmkit.policy import BatchPolicy, RetryPolicy
-from swarmkit.scheduler import Scheduler
-from swarmkit.simulate import Server, VirtualRun
+from swarmkit.analysis.simulate import Server, VirtualRun
+from swarmkit.engine.endpoints import Fleet
+from swarmkit.engine.policy import BatchPolicy, RetryPolicy
+from swarmkit.engine.queues import home_queues
+from swarmkit.engine.scheduler import Scheduler
 
 from ._report import Budget, arguments, report
 
@@ -84,10 +85,11 @@ def virtual(rows_a_slot: float) -> pd.DataFrame:
             chars = [int(1000 * x) for x in lengths] if "sorted" in workload else [1] * rows
             queues = home_queues(range(rows), len(servers), chars)
             policy = BatchPolicy()
-            scheduler = Scheduler(
-                queues, rows, max_size=policy.max_size, max_in_flight=policy.max_in_flight,
+            endpoints = Fleet(
+                len(servers), max_size=policy.max_size, max_in_flight=policy.max_in_flight,
                 retry=RetryPolicy(), draw=random.Random(0).random,
             )  # fmt: skip
+            scheduler = Scheduler(endpoints, queues, rows)
             run = VirtualRun(servers, scheduler, lengths.__getitem__)
             run.run()
             ideal = ideal_s(servers, sum(lengths))

@@ -1,6 +1,6 @@
 """Memory of a scatter above its input: peak of resident memory during the run, a row.
 
-The text is that of the prompts and the answers, at a byte a character. Linux only: the peak is reset before the run.
+The text counts prompts and answers, at a byte per character. Linux only: the peak is reset before the run.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def main() -> int:
             sk.scatter(df.head(200), TEMPLATE, pool=pool, temperature=0, delivery=delivery)
             text = len(TEMPLATE.format(**df.iloc[0])) + len(ANSWER)
             gc.collect()
-            Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+            Path("/proc/self/clear_refs").write_text("5")  # resets the peak
             before = status("VmRSS")
             sk.scatter(df, TEMPLATE, pool=pool, temperature=0, delivery=delivery)
             above = (status("VmHWM") - before) / n

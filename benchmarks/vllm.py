@@ -5,12 +5,12 @@
 512 prompts of 16 tokens each on the tiny model, five repeats of each way in alternation, medians with their spread.
 ``LLM.generate`` runs in a process of its own in vLLM's environment, on the same model folder with the same
 settings and prompts, wrapped in the same chat template, and the server is one of the benchmark's own that, like
-``LLM``, keeps no statistics. ``LLM.generate`` gives its answers all at once, so it is whole replies
-(``delivery="batch"``) that are held against it; rows streamed as they finish, the default, stand beside.
+``LLM``, keeps no statistics. ``LLM.generate`` returns its answers all at once, so it is compared with whole replies
+(``delivery="batch"``); rows streamed as they finish, the default, are measured as well.
 
-A vLLM worker that has just worked spins for its next step for seconds, and on a small machine that takes a core from
-whoever is measured next. So the one that is not measured is stopped (``SIGSTOP``), and each way is warmed up with a few
-prompts before it is timed.
+A vLLM worker that has just finished busy-waits for its next step for seconds, and on a small machine that takes a core
+from the next measurement. So the process group that is not measured is stopped (``SIGSTOP``), and each way is warmed up
+with a few prompts before it is timed.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class Offline:
 
 @contextlib.contextmanager
 def stopped(group: int) -> Iterator[None]:
-    """A process group stands still meanwhile."""
+    """A process group is stopped meanwhile."""
     os.killpg(group, signal.SIGSTOP)
     try:
         yield

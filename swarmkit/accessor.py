@@ -1,108 +1,150 @@
-"""``df.swarm`` and ``series.swarm``: the verbs as methods. One-line delegations, no state.
+"""``df.swarm`` and ``series.swarm``: the verbs as methods.
 
-``frames`` is imported when a verb is used: it brings the HTTP client along, and ``import swarmkit`` is to be quick.
+The methods are made of the functions, signature and docstring included, when they are first used: the functions'
+modules import the HTTP client, and ``import swarmkit`` must be quick.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+import inspect
+from collections.abc import Callable
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar
 
 import pandas as pd
 
+from .runs.progress import register_monitor
+from .text import plural
+
 if TYPE_CHECKING:
-    from .compare import Comparison
-    from .prompts import PromptLike
-    from .run import Run
+    from .analysis import compare as comparison
+    from .frames import classify as classification
+    from .frames import verbs
+    from .frames.prompts import PromptLike
+    from .runs.run import Run
 
-__all__ = ["FrameSwarm", "SeriesSwarm"]
+__all__ = ["FrameSwarm", "SeriesSwarm", "overview"]
+
+P = ParamSpec("P")
+R_co = TypeVar("R_co", covariant=True)
+M = TypeVar("M")
 
 
-def _frames() -> Any:
-    from . import frames
+@register_monitor
+def _show(run: Run) -> None:
+    from .widgets import show  # slow to import, and only monitor=True needs it
 
-    return frames
+    show(run)
+
+
+class _Module:
+    """A module that is imported when something of it is used."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(import_module(self._name, __package__), name)
+
+
+if not TYPE_CHECKING:
+    verbs, comparison = _Module(".frames.verbs"), _Module(".analysis.compare")
+    classification = _Module(".frames.classify")
+
+
+class _Verb(Generic[M]):
+    """A verb as a method of a class, made when it is first used; for arguments see ``as_method``."""
+
+    def __init__(self, load: Callable[[], Callable[..., Any]], *fixed: Any, **defaults: Any) -> None:
+        self._load = load
+        self._how = fixed, defaults
+        self._method: Any = None
+
+    def __get__(self, instance: object, owner: type) -> M:
+        if self._method is None:
+            from .frames.signatures import as_method
+
+            fixed, defaults = self._how
+            self._method = as_method(self._load(), owner, *fixed, **defaults)
+        method: M = self._method.__get__(instance, owner)
+        return method
+
+
+class _DefaultPrompt(Protocol[P, R_co]):
+    """A method whose prompt has a default."""
+
+    def __call__(self, prompt: PromptLike | None = "value", *args: P.args, **options: P.kwargs) -> R_co: ...
+
+
+def _of_frame(load: Callable[[], Callable[Concatenate[pd.DataFrame, P], R_co]]) -> _Verb[Callable[P, R_co]]:
+    return _Verb(load)
+
+
+def _of_values(
+    load: Callable[[], Callable[Concatenate[pd.DataFrame, PromptLike | None, P], R_co]],
+) -> _Verb[_DefaultPrompt[P, R_co]]:
+    return _Verb(load, prompt="value")
+
+
+def _of_column(load: Callable[[], Callable[Concatenate[pd.DataFrame, str, P], R_co]]) -> _Verb[Callable[P, R_co]]:
+    return _Verb(load, "value")
 
 
 @pd.api.extensions.register_dataframe_accessor("swarm")
 class FrameSwarm:
-    """The verbs on a DataFrame; parameters are those of the functions they name."""
+    """The verbs on a DataFrame: the functions of the same names, called with the frame."""
+
+    scatter = _of_frame(lambda: verbs.scatter)
+    ascatter = _of_frame(lambda: verbs.ascatter)
+    iter_scatter = _of_frame(lambda: verbs.iter_scatter)
+    submit = _of_frame(lambda: verbs.submit)
+    tree_reduce = _of_frame(lambda: verbs.tree_reduce)
+    atree_reduce = _of_frame(lambda: verbs.atree_reduce)
+    classify = _of_frame(lambda: classification.classify)
+    preview = _of_frame(lambda: verbs.preview)
+    compare = _of_frame(lambda: comparison.compare)
 
     def __init__(self, df: pd.DataFrame) -> None:
         self._df = df
 
-    def scatter(self, prompt: PromptLike, **options: Any) -> pd.DataFrame:
-        """Send one prompt per row; returns the frame with the answers. See ``swarmkit.scatter``."""
-        return _frames().scatter(self._df, prompt, **options)
-
-    async def ascatter(self, prompt: PromptLike, **options: Any) -> pd.DataFrame:
-        """``scatter``, to be awaited. See ``swarmkit.ascatter``."""
-        return await _frames().ascatter(self._df, prompt, **options)
-
-    def iter_scatter(self, prompt: PromptLike, **options: Any) -> Iterator[pd.DataFrame]:
-        """Yield finished rows as they finish. See ``swarmkit.iter_scatter``."""
-        return _frames().iter_scatter(self._df, prompt, **options)
-
-    def submit(self, prompt: PromptLike, **options: Any) -> Run:
-        """Start a scatter and return at once. See ``swarmkit.submit``."""
-        return _frames().submit(self._df, prompt, **options)
-
-    def tree_reduce(self, column: str, prompt: str, **options: Any) -> pd.DataFrame:
-        """Merge a column of texts into one answer a group. See ``swarmkit.tree_reduce``."""
-        return _frames().tree_reduce(self._df, column, prompt, **options)
-
-    async def atree_reduce(self, column: str, prompt: str, **options: Any) -> pd.DataFrame:
-        """``tree_reduce``, to be awaited. See ``swarmkit.atree_reduce``."""
-        return await _frames().atree_reduce(self._df, column, prompt, **options)
-
-    def preview(self, prompt: PromptLike, n: int = 3, **options: Any) -> pd.DataFrame:
-        """Show what would be sent, before anything is. See ``swarmkit.preview``."""
-        return _frames().preview(self._df, prompt, n, **options)
-
-    def compare(self, prompt: PromptLike, **options: Any) -> Comparison:
-        """Measure batch against single requests. See ``swarmkit.compare``."""
-        from .compare import compare
-
-        return compare(self._df, prompt, **options)
+    def __repr__(self) -> str:
+        return overview(self, f"a DataFrame of {plural(len(self._df), 'row')}")
 
 
 @pd.api.extensions.register_series_accessor("swarm")
 class SeriesSwarm:
-    """The verbs on a Series of texts: ``{value}`` is the placeholder, and the prompt where none is given."""
+    """The verbs on a Series of texts: ``{value}`` is the placeholder, and the text itself the prompt by default."""
+
+    scatter = _of_values(lambda: verbs.scatter)
+    ascatter = _of_values(lambda: verbs.ascatter)
+    iter_scatter = _of_values(lambda: verbs.iter_scatter)
+    submit = _of_values(lambda: verbs.submit)
+    tree_reduce = _of_column(lambda: verbs.tree_reduce)
+    atree_reduce = _of_column(lambda: verbs.atree_reduce)
+    classify = _of_frame(lambda: classification.classify)
+    preview = _of_values(lambda: verbs.preview)
+    compare = _of_values(lambda: comparison.compare)
 
     def __init__(self, series: pd.Series) -> None:
-        self._df = series.to_frame("value")
+        self._series = series
 
-    def scatter(self, prompt: PromptLike = "value", **options: Any) -> pd.DataFrame:
-        """Send one prompt per row; returns the frame with the answers. See ``swarmkit.scatter``."""
-        return _frames().scatter(self._df, prompt, **options)
+    @property
+    def _df(self) -> pd.DataFrame:
+        # Made anew each time: pandas 2 keeps the accessor of a Series, which may have been changed in place.
+        return self._series.to_frame("value")
 
-    async def ascatter(self, prompt: PromptLike = "value", **options: Any) -> pd.DataFrame:
-        """``scatter``, to be awaited. See ``swarmkit.ascatter``."""
-        return await _frames().ascatter(self._df, prompt, **options)
+    def __repr__(self) -> str:
+        return overview(self, f"a Series of {plural(len(self._df), 'value')}")
 
-    def iter_scatter(self, prompt: PromptLike = "value", **options: Any) -> Iterator[pd.DataFrame]:
-        """Yield finished rows as they finish. See ``swarmkit.iter_scatter``."""
-        return _frames().iter_scatter(self._df, prompt, **options)
 
-    def submit(self, prompt: PromptLike = "value", **options: Any) -> Run:
-        """Start a scatter and return at once. See ``swarmkit.submit``."""
-        return _frames().submit(self._df, prompt, **options)
+def overview(accessor: object, what: str) -> str:
+    """The verbs of an accessor, a line each, and the default pool; connects to nothing."""
+    from .pool.connect import current_pool
 
-    def tree_reduce(self, prompt: str, **options: Any) -> pd.DataFrame:
-        """Merge a column of texts into one answer a group. See ``swarmkit.tree_reduce``."""
-        return _frames().tree_reduce(self._df, "value", prompt, **options)
-
-    async def atree_reduce(self, prompt: str, **options: Any) -> pd.DataFrame:
-        """``tree_reduce``, to be awaited. See ``swarmkit.atree_reduce``."""
-        return await _frames().atree_reduce(self._df, "value", prompt, **options)
-
-    def preview(self, prompt: PromptLike = "value", n: int = 3, **options: Any) -> pd.DataFrame:
-        """Show what would be sent, before anything is. See ``swarmkit.preview``."""
-        return _frames().preview(self._df, prompt, n, **options)
-
-    def compare(self, prompt: PromptLike = "value", **options: Any) -> Comparison:
-        """Measure batch against single requests. See ``swarmkit.compare``."""
-        from .compare import compare
-
-        return compare(self._df, prompt, **options)
+    pool = current_pool() or "none yet; sk.connect(...) makes one, or the first verb connects to $SWARMKIT_HOSTFILE"
+    names = [name for name in vars(type(accessor)) if not name.startswith("_")]
+    lines = [f"<swarm: verbs on {what}", f"  pool: {pool}"]
+    for name in names:
+        summary = (inspect.getdoc(getattr(accessor, name)) or "").partition("\n")[0]
+        lines.append(f"  .{name:<13} {summary}")
+    return "\n".join(lines) + ">"

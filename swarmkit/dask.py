@@ -1,19 +1,21 @@
 """The verbs on dask DataFrames: ``import swarmkit.dask`` registers ``ddf.swarm``.
 
-Every partition is a run of its own, on the worker that holds it. Runs that go on at once share the endpoints: each
-gets a part of what an endpoint may hold (``BatchPolicy``), down to one request, and beyond that a part of the
-endpoints, so that together they ask no more of a server than one run would, and in batches as large.
+Each partition is a run of its own, on the worker that holds it. Concurrent runs share the endpoints: each gets a part
+of the requests in flight that an endpoint may have (``BatchPolicy``), down to one, and beyond that a part of the
+endpoints. Together they put no more load on a server than one run would, in batches of the same size.
 
-The graph holds a pool's recipe: endpoints, settings and what was found out about the servers, and no key. A worker
-process makes one pool of it, and reads keys from its own environment, by the names that ``key_env`` gives.
+The graph holds a pool's recipe: endpoints, settings and what is known of the servers, and no key. A worker process
+makes one pool of it, and reads keys from its own environment, by the names that ``key_env`` gives.
 """
 
 from __future__ import annotations
 
+import contextlib
 import pickle
 import threading
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Unpack
 
 import cloudpickle
 import dask
@@ -22,44 +24,56 @@ import pandas as pd
 from dask.dataframe import DataFrame
 from dask.dataframe.extensions import register_dataframe_accessor
 
-from . import bridge, frames
+from .accessor import overview
 from .errors import SettingError
-from .forest import Forest
-from .options import read_options
-from .sheet import Sheet
-from .vllm_pool import VLLMPool
+from .frames import verbs
+from .frames.call import arguments, is_whole, read_options
+from .frames.options import PartitionScatterOptions, PartitionTreeOptions
+from .frames.scatter import ScatterFrame
+from .frames.signatures import takes
+from .frames.tree_reduce import ReductionTrees
+from .pool.vllm_pool import VLLMPool
+from .text import plural
 
 __all__ = ["DaskSwarm"]
 
-_FEWEST = 4  # endpoints of a run, where there are so many: it must outlive the death of one, and of a few
+_FEWEST = 4  # endpoints of a run, where there are so many: it must survive the loss of one, and of a few
+_REFUSED = {
+    "progress": "workers show nothing; use dask's own ProgressBar or dashboard",
+    "monitor": "workers show nothing; use dask's own ProgressBar or dashboard",
+    "trace": "the parts of a tree are reduced by many workers, and none has all of it",
+}
 _pools: dict[bytes, VLLMPool] = {}
-_making = threading.Lock()
+_lock = threading.Lock()
 
 
 def _recipe(pool: VLLMPool) -> bytes:
-    here_only = [e.name for e in pool.endpoints if e.api_key]
+    here_only = [e.name for e in pool.endpoints if not e.key_travels()]
     if here_only:
         raise SettingError(
             f"the key of {here_only[0]} is known to this process only, and keys do not travel to workers: name the "
-            "variable that holds it (key_env=NAME in the hostfile or the AgentEndpoint), and set it for the workers too"
+            "variable that holds it (key_env=NAME in the hostfile or the AgentEndpoint), and set it for the workers "
+            "too; or give the path of a file that they can read (api_key=Path(...))"
         )
     known = pool._core.infos
     infos = {e.url: known[e.url] for e in pool.endpoints if e.url in known}
     return bytes(cloudpickle.dumps((pool._with(), infos)))
 
 
-def _pool(recipe: bytes) -> VLLMPool:
-    """This process's pool of a recipe, with its connections."""
-    with _making:
+def _pool(recipe: bytes, runs: int) -> VLLMPool:
+    """This process's pool of a recipe, with its connections and its part of the rates of ``runs`` concurrent runs."""
+    with _lock:
         if recipe not in _pools:
             pool, infos = pickle.loads(recipe)
             pool._core.infos.update(infos)
+            with contextlib.suppress(ValueError):  # no worker: all runs are in this process
+                pool._core.rates.share = min(1.0, distributed.get_worker().state.nthreads / runs)
             _pools[recipe] = pool
         return _pools[recipe]
 
 
 def _share(pool: VLLMPool, number: int, runs: int) -> VLLMPool:
-    """The part of a pool that run ``number`` gets, where so many go on at once."""
+    """The part of a pool that run ``number`` gets, of so many concurrent runs."""
     batch, size = pool.batch, pool.size
     window = size * batch.max_in_flight
     count = max(min(size, _FEWEST), min(size, window // runs))
@@ -76,7 +90,7 @@ def _share(pool: VLLMPool, number: int, runs: int) -> VLLMPool:
 
 def _options(options: dict[str, Any], recipe: bytes, runs: int, number: int) -> dict[str, Any]:
     """The keywords of one partition's call."""
-    return {**options, "pool": _share(_pool(recipe), number, runs), "progress": False}
+    return {**options, "pool": _share(_pool(recipe, runs), number, runs), "progress": False}
 
 
 def _scatter(
@@ -84,7 +98,7 @@ def _scatter(
     partition_info: dict[str, Any] | None = None,
 ) -> pd.DataFrame:  # fmt: skip
     number = partition_info["number"] if partition_info else 0
-    return frames.scatter(part, prompt, **_options(options, recipe, runs, number))[names]
+    return verbs.scatter(part, prompt, **_options(options, recipe, runs, number))[names]
 
 
 def _reduce(
@@ -93,43 +107,48 @@ def _reduce(
 ) -> pd.DataFrame:  # fmt: skip
     number = partition_info["number"] if partition_info else 0
     own = _options(options, recipe, runs, number)
-    call = read_options(own, aggregation=True)  # type: ignore[arg-type] # a plain dict; checked when the call was made
-    frame = Forest(part, **tree).start(call).finish()
-    return frame if len(frame) else meta  # no rows say nothing of dtypes
+    call = read_options(arguments(verbs.tree_reduce, own), aggregation=True)
+    frame = ReductionTrees(part, **tree).start(call).finish()
+    return frame if len(frame) else meta  # a frame without rows has no dtypes of its own
 
 
 @register_dataframe_accessor("swarm")
 class DaskSwarm:
     """The verbs on a dask DataFrame: lazy, a run for each partition.
 
-    Computing twice asks twice: keep the result (``persist``, ``to_parquet``), or give ``store=``, by which also
-    the partitions of a worker that was lost are read and not asked again. Partitions do not know of each other's
-    repeated prompts: with a store, a prompt that stands in two of them has one stored answer, sampled or not.
+    Computing twice sends the prompts twice: keep the result (``persist``, ``to_parquet``), or give ``store=``, from
+    which the partitions of a lost worker are read, too. Identical prompts are found within a partition only; with a
+    store, a prompt that is in two partitions has one stored answer, also when it is sampled.
     """
 
     def __init__(self, ddf: DataFrame) -> None:
         self._ddf = ddf
 
+    def __repr__(self) -> str:
+        return overview(self, f"a dask DataFrame of {plural(self._ddf.npartitions, 'partition')}")
+
     def __getattr__(self, name: str) -> Any:
         raise AttributeError(
-            f"dask frames have no swarm.{name}: they have scatter and tree_reduce. For the other verbs take pandas "
+            f"dask frames have no swarm.{name}: they have scatter and tree_reduce. Use the other verbs on pandas "
             f"rows: ddf.head(100).swarm.{name}(...)"
         )
 
+    @takes(PartitionScatterOptions, like=verbs.scatter)
     def scatter(
-        self, prompt: Any, *, out: str = "response", n: int = 1, details: bool = False, only_missing: bool = False,
-        workers: int | None = None, **options: Any,
-    ) -> DataFrame:  # fmt: skip
+        self, prompt: Any = None, *, workers: int | None = None, **options: Unpack[PartitionScatterOptions]
+    ) -> DataFrame:
         """Send one prompt per row, when it is computed.
+
+        There is no ``<out>_reasoning`` column, and ``model`` is a model's name, not a column of names: the endpoints of
+        a partition may not have all models. dask makes texts of lists, so a column for ``messages`` has JSON, or the
+        frame was made under ``dask.config.set({"dataframe.convert-string": False})``.
 
         Parameters
         ----------
-        prompt : str, callable or dask Series
+        prompt : str, callable or dask Series, optional
             As for ``swarmkit.scatter``; a Series must have the frame's partitions.
-        out, n, details, only_missing, **options
-            As for ``swarmkit.scatter``. There is no ``<out>_reasoning`` column.
         workers : int, optional
-            Partitions that go on at once, over the whole cluster, each of which gets its part of the endpoints. By
+            Partitions that are run at once, over the whole cluster, each of which gets its part of the endpoints. By
             default the threads of the current client's workers; without a client, those of this machine.
 
         Returns
@@ -142,20 +161,19 @@ class DaskSwarm:
         UnknownColumnError, PromptError, SettingError, TypeError
             At once, as by ``swarmkit.scatter``.
         """
-        recipe, runs = self._prepare(options, workers, n=n, details=details)
-        given = getattr(prompt, "_meta", prompt)
+        given, own, recipe, runs = self._prepare(self.scatter, options, workers, prompt=prompt)
         if isinstance(prompt, pd.Series):
             raise SettingError("a pandas Series has no partitions: give the prompts as a column or a dask Series")
-        meta = Sheet(self._ddf._meta, given, out, n, details, only_missing).frame("")
-        verb = {"out": out, "n": n, "details": details, "only_missing": only_missing}
+        head = getattr(prompt, "_meta", prompt)
+        meta = ScatterFrame(self._ddf._meta, head, given).frame("")
         return self._ddf.map_partitions(
-            _scatter, prompt, names=list(meta.columns), recipe=recipe, runs=runs, options={**options, **verb}, meta=meta
+            _scatter, prompt, names=list(meta.columns), recipe=recipe, runs=runs, options=own, meta=meta
         )
 
+    @takes(PartitionTreeOptions, like=verbs.tree_reduce)
     def tree_reduce(
-        self, column: str, prompt: str, *, by: Any = None, fanin: int | Literal["auto"] = "auto",
-        out: str = "response", workers: int | None = None, **options: Any,
-    ) -> DataFrame:  # fmt: skip
+        self, column: str, prompt: str, *, workers: int | None = None, **options: Unpack[PartitionTreeOptions]
+    ) -> DataFrame:
         """Merge a column of texts into one answer a group, when it is computed.
 
         Each partition reduces its part of every group; then one task merges the parts, with the whole swarm. It
@@ -163,8 +181,6 @@ class DaskSwarm:
 
         Parameters
         ----------
-        column, prompt, by, fanin, out, **options
-            As for ``swarmkit.tree_reduce``, without ``trace``.
         workers : int, optional
             As for ``scatter``.
 
@@ -178,33 +194,39 @@ class DaskSwarm:
         UnknownColumnError, PromptError, SettingError, TypeError
             At once, as by ``swarmkit.tree_reduce``.
         """
-        if "trace" in options:
-            raise SettingError("trace= is not possible on dask frames: the tree grows in parts, on many workers")
-        recipe, runs = self._prepare(options, workers, aggregation=True)
-        tree = {"column": column, "prompt": prompt, "by": by, "fanin": fanin, "out": out}
-        meta = Forest(self._ddf._meta_nonempty, **tree).frame("").iloc[:0]
-        common = {"meta": meta, "clear_divisions": True, "recipe": recipe, "options": options}
+        if typed := [name for name in ("schema", "regex", "grammar") if options.get(name) is not None]:
+            raise SettingError(
+                f"{typed[0]}= is not possible for tree_reduce on dask frames: scatter its result with it"
+            )
+        given, own, recipe, runs = self._prepare(self.tree_reduce, options, workers, aggregation=True)
+        tree = {"column": column, "prompt": prompt, **{name: given[name] for name in ("by", "fanin", "out")}}
+        meta = ReductionTrees(self._ddf._meta_nonempty, **tree).frame("").iloc[:0]
+        common = {"meta": meta, "clear_divisions": True, "recipe": recipe, "options": own}
         parts = self._ddf.map_partitions(_reduce, tree, meta, runs=runs, **common)
         if self._ddf.npartitions == 1:
             return parts
-        tree = {**tree, "column": out, "partial": True}
+        tree = {**tree, "column": tree["out"], "partial": True}
         return parts.repartition(npartitions=1).map_partitions(_reduce, tree, meta, runs=1, **common)
 
-    def _prepare(self, options: dict[str, Any], workers: int | None, **how: Any) -> tuple[bytes, int]:
-        """Check the keywords; take the pool out of them, as its recipe; count who shares it."""
-        for name in ("progress", "monitor"):
-            if options.get(name) is True:
-                raise SettingError(f"{name}=True: workers show nothing; use dask's own ProgressBar or dashboard")
+    def _prepare(
+        self,
+        verb: Callable[..., Any],
+        options: Mapping[str, object],
+        workers: int | None,
+        aggregation: bool = False,
+        prompt: Any = None,
+    ) -> tuple[dict[str, Any], dict[str, Any], bytes, int]:
+        """All keywords; those that each partition's call is given; the pool's recipe; and the runs that share it."""
+        for name in options:
+            if name in _REFUSED:
+                raise SettingError(f"{name}= is not possible on dask frames: {_REFUSED[name]}")
+        given = arguments(verb, options, prompt)
         runs = min(_at_once(workers), self._ddf.npartitions)
-        call = read_options({**options, "progress": False}, **how)  # type: ignore[typeddict-item] # checked there
-        options.pop("pool", None)
-        if call.store is not None:
-            options["store"] = str(call.store.path.absolute())
-        try:
-            return _recipe(call.pool), runs
-        finally:
-            if call.owned:
-                bridge.call(call.pool.close())
+        own = {name: value for name, value in options.items() if name != "pool"}
+        with contextlib.closing(read_options({**given, "progress": False}, aggregation)) as call:
+            if call.store is not None:
+                own["store"] = str(call.store.path.absolute())
+            return given, own, _recipe(call.pool), runs
 
 
 def _at_once(workers: int | None) -> int:
@@ -214,7 +236,7 @@ def _at_once(workers: int | None) -> int:
         except ValueError:  # no client: dask's own threads
             return int(dask.config.get("num_workers", None) or dask.system.CPU_COUNT)
         if not workers:
-            raise SettingError("the cluster has no workers yet: client.wait_for_workers(1), or say workers=")
-    if not isinstance(workers, int) or isinstance(workers, bool) or workers < 1:
-        raise SettingError(f"workers={workers!r}: must be a whole number of partitions at once, 1 or more")
+            raise SettingError("the cluster has no workers yet: client.wait_for_workers(1), or give workers=")
+    if not is_whole(workers, 1):
+        raise SettingError(f"workers={workers!r}: must be a whole number of concurrent partitions, 1 or more")
     return workers

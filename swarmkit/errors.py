@@ -3,24 +3,24 @@
 ::
 
     SwarmError
-    ├── CallerError                    what was asked cannot be done; the message says what can
+    ├── CallerError                    a call that cannot be carried out as asked; the message says what can
     │   ├── PromptError                a template or prompt column that cannot be used (also a ValueError)
     │   ├── UnknownColumnError         a column that is not there (also a KeyError)
     │   ├── HostfileError              a hostfile line that cannot be read (also a ValueError)
     │   ├── SettingError               an argument outside what is allowed (also a ValueError)
-    │   ├── StoreError                 a store that cannot be read or written
+    │   ├── StoreError                 a store that cannot be read or written (also an OSError); carries ``.frame``
     │   ├── PoolClosedError            a pool used after it was closed (also a RuntimeError)
     │   └── LoopThreadError            a blocking call from the thread that does the I/O (also a RuntimeError)
     ├── EndpointError                  one endpoint failed a request; carries a ``Failure``
-    ├── NoEndpointsError               no endpoint is left that could do the work; carries ``.frame``
+    ├── NoEndpointsError               no usable endpoint is left; carries ``.frame``
     ├── ScatterError                   rows failed under ``on_error="raise"``; carries ``.frame``
-    └── CancelledError                 the run was cancelled; ``run.partial()`` has what had finished
+    └── CancelledError                 the run was cancelled; ``run.partial()`` has the finished rows
 
     ScatterInterrupted                 a KeyboardInterrupt (stop button, Ctrl-C) with ``.frame``
-    SwarmWarning                       a UserWarning: rows failed, or endpoints are left out
+    SwarmWarning                       a UserWarning: rows failed, endpoints cannot be used or believed, ...
 
-What the caller did wrong and what an endpoint did wrong never share a branch: the first is raised at
-once, the second becomes the error of a row unless nothing is left that could answer.
+Mistakes of the caller and failures of endpoints are on different branches. A ``CallerError`` is raised at once;
+an ``EndpointError`` becomes the error of its rows, and a run ends early only if no usable endpoint is left.
 """
 
 from __future__ import annotations
@@ -28,7 +28,9 @@ from __future__ import annotations
 import os
 import sys
 import warnings
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from .text import visible
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -58,12 +60,17 @@ __all__ = [
 class SwarmError(Exception):
     """Base of all errors raised by swarmkit (``ScatterInterrupted`` is a ``KeyboardInterrupt``)."""
 
-    # KeyError.__str__ would show the repr of the message, quotes and escapes included.
-    __str__ = Exception.__str__
+    def __str__(self) -> str:
+        # Words of servers may be part of the message, and must not control the terminal that shows it.
+        # Not super(): KeyError.__str__ would show the repr of the message, with quotes and escapes.
+        return visible(Exception.__str__(self))
 
 
 class CallerError(SwarmError):
-    """What was asked cannot be done as asked; nothing has been sent."""
+    """A call that cannot be carried out as asked.
+
+    Raised before anything is sent, except where a store cannot be written during a run.
+    """
 
 
 class PromptError(CallerError, ValueError):
@@ -83,11 +90,19 @@ class SettingError(CallerError, ValueError):
 
 
 class StoreError(CallerError, OSError):
-    """A store that cannot be read or written, or was written by a newer swarmkit."""
+    """A store that cannot be read or written, or was written by a newer swarmkit.
+
+    Attributes
+    ----------
+    frame : pandas.DataFrame or None
+        The result so far, if it failed during a run.
+    """
+
+    frame: pd.DataFrame | None = None
 
 
 class PoolClosedError(CallerError, RuntimeError):
-    """A pool was used after ``close()`` or after its ``async with`` block."""
+    """A pool was used after ``close()``, or after its ``with`` or ``async with`` block."""
 
 
 class LoopThreadError(CallerError, RuntimeError):
@@ -100,16 +115,19 @@ class EndpointError(SwarmError):
     Attributes
     ----------
     failure : Failure
-        What was seen, classified: ``failure.kind`` decides what happens next.
+        The classified failure; ``failure.kind`` decides the reaction.
     """
 
     def __init__(self, failure: Failure) -> None:
         super().__init__(failure.describe())
         self.failure = failure
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.failure,), self.__dict__  # args holds the message, which __init__ does not take
+
 
 class _WithFrameError(SwarmError):
-    """An error that hands back the rows that did finish."""
+    """An error that carries the rows that have finished."""
 
     def __init__(self, message: str, frame: pd.DataFrame | None = None) -> None:
         super().__init__(message)
@@ -117,27 +135,27 @@ class _WithFrameError(SwarmError):
 
 
 class NoEndpointsError(_WithFrameError):
-    """No endpoint is left that could do the work.
+    """No usable endpoint is left.
 
     Attributes
     ----------
     frame : pandas.DataFrame or None
-        The result so far, when rows had finished before the last endpoint went.
+        The result so far, if rows had finished before the last endpoint failed.
     """
 
 
 class ScatterError(_WithFrameError):
-    """Rows failed and ``on_error="raise"`` was asked for.
+    """Rows failed and ``on_error="raise"`` was set.
 
     Attributes
     ----------
     frame : pandas.DataFrame
-        The whole result, answers and errors.
+        The whole result, with answers and errors.
     """
 
 
 class CancelledError(SwarmError):
-    """The run was cancelled by ``run.cancel()``; ``run.partial()`` has the rows that had finished."""
+    """The run was cancelled by ``run.cancel()``; ``run.partial()`` has the finished rows."""
 
 
 class ScatterInterrupted(KeyboardInterrupt):
@@ -146,7 +164,7 @@ class ScatterInterrupted(KeyboardInterrupt):
     Attributes
     ----------
     frame : pandas.DataFrame
-        The rows that had finished; the others are missing and carry the error "interrupted".
+        All rows; those that had not finished have no answer, and the error "interrupted".
     """
 
     def __init__(self, message: str, frame: pd.DataFrame | None = None) -> None:
@@ -155,15 +173,18 @@ class ScatterInterrupted(KeyboardInterrupt):
 
 
 class SwarmWarning(UserWarning):
-    """Rows failed, or endpoints are left out; the message says which and what to do."""
+    """Rows failed, endpoints cannot be used or believed, listeners raised; the message says which and what to do."""
 
 
 def warn(message: str) -> None:
-    """Warn at the line of the caller's own code that called into this package, however deep that was."""
+    """Warn with the location of the innermost line outside this package, however deep the call is.
+
+    Words of servers may be part of the message: their control characters are written as escapes.
+    """
     package = os.path.dirname(__file__)
     level = 2
     frame = sys._getframe(1)
     while frame.f_back is not None and frame.f_code.co_filename.startswith(package):
         frame = frame.f_back
         level += 1
-    warnings.warn(message, SwarmWarning, stacklevel=level)
+    warnings.warn(visible(message), SwarmWarning, stacklevel=level)

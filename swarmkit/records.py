@@ -1,4 +1,4 @@
-"""The frozen records that cross module borders.
+"""The frozen records that are passed between packages.
 
 A row travels as its *position*: an int from 0, its place in the column of prompts. With ``n > 1`` samples a
 row, its answers stand at the *slots* ``position * n`` to ``position * n + n - 1``.
@@ -12,36 +12,48 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
-__all__ = ["Ask", "Batch", "Chat", "Failure", "FailureKind", "Prompts", "Reply", "Response", "Route"]
+from .schema import Schema
+from .text import printable
 
+__all__ = ["MOST_LOGPROBS", "Batch", "Chat", "Failure", "FailureKind", "Prompts", "Quota", "Reply", "RequestSpec",
+           "Response", "Route", "Usage"]  # fmt: skip
+
+MOST_LOGPROBS = 20
+"""Likeliest tokens whose log-probabilities servers tell at most."""
+_LONGEST_MESSAGE = 1000  # characters
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 class FailureKind(StrEnum):
-    """What kind of failure was seen. ``policy.REACTIONS`` says what follows from each."""
+    """The class of a failure; ``engine.policy.REACTIONS`` has the reaction to each."""
 
     STALE = "stale connection"
-    """The server had closed the idle connection that we reused; the request was not worked on."""
+    """The server had closed the reused idle connection; the request was not processed."""
     CONNECT = "cannot connect"
-    """Refused, unreachable, no such host, TLS failure."""
+    """Connection refused, host unreachable or unknown, TLS failure."""
     DISCONNECT = "connection lost"
     """The connection ended in the middle of a request."""
     SERVER = "server error"
     """A 5xx that is not a full queue, or an error inside a stream."""
-    HANG = "no sign of life"
-    """Not a byte for ``timeout`` seconds."""
+    HANG = "read timeout"
+    """No byte for ``timeout`` seconds."""
     ABORT = "aborted by the server"
     """``finish_reason="abort"``: the server was shutting down; the text is partial."""
     BUSY = "queue full"
     """429, or 503 from a server that bounds its queue."""
+    TOO_LARGE = "request too large"
+    """413, or 504 from a gateway: a smaller request may pass."""
     REJECTED = "request refused"
-    """400 or 422: something in the request is not acceptable; a batch does not say which row."""
-    DENIED = "endpoint unusable"
-    """401, 403, 404: a wrong key or an unknown model; no retry will help."""
+    """400 or 422: something in the request is not acceptable; the reply to a batch does not say which row."""
+    DENIED = "access denied"
+    """401, 402, 403, 404, 405, and what names the key: a wrong key, an unknown model or route, or a firewall that
+    refuses one prompt."""
     MALFORMED = "malformed reply"
-    """A 200 that cannot be matched to the rows it should answer."""
+    """A 200 whose answers cannot be matched to the rows of the request."""
+    INVALID = "not valid"
+    """An answer that is not what the call asks for; rows fail so, requests never do."""
     LOCAL = "limit of this machine"
-    """Too many open files, no memory for a socket: our side, never blamed on the endpoint."""
+    """Too many open files, no memory for a socket: a limit of the client, not a failure of the endpoint."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,15 +63,17 @@ class Failure:
     Attributes
     ----------
     kind : FailureKind
-        The class of the failure; decides the reaction.
+        The class of the failure, which decides the reaction.
     message : str
-        The server's own words where it had any.
+        The server's error message, if it sent one; one line, with control characters as escapes.
     endpoint : str
         Address of the endpoint, without any key.
     status : int or None
-        HTTP status, when there was an answer.
+        HTTP status; None without a reply.
     retry_after_s : float or None
-        Seconds the server asked to wait, counted from the answer.
+        Seconds the server asked to wait, counted from its reply.
+    of_key : bool
+        It is the key that is refused, whatever was asked with it.
     """
 
     kind: FailureKind
@@ -67,16 +81,21 @@ class Failure:
     endpoint: str = ""
     status: int | None = None
     retry_after_s: float | None = None
+    of_key: bool = False
+
+    def __post_init__(self) -> None:
+        # The one place that all words of servers pass on their way to errors, warnings, frames and logs.
+        object.__setattr__(self, "message", printable(self.message, _LONGEST_MESSAGE))
 
     def describe(self) -> str:
-        """One line for a person: kind, endpoint, status and the server's words."""
+        """One line with the kind, the endpoint, the status and the server's message."""
         where = f" at {self.endpoint}" if self.endpoint else ""
         status = f" (HTTP {self.status})" if self.status else ""
         return f"{self.kind}{where}{status}: {self.message}"
 
 
 class Route(StrEnum):
-    """The ways to ask a server."""
+    """The API routes that prompts are sent through."""
 
     COMPLETIONS = "completions"
     """``POST /v1/completions`` with a list of prompts."""
@@ -97,41 +116,62 @@ class Prompts:
     texts : list of str or None
         By position; None where no prompt could be made.
     errors : dict of int to str
-        Position to the reason, for every None in ``texts``.
+        Row position to the reason, for every None in ``texts``.
+    fits : frozenset of int
+        Rows that are known to leave room for the whole ``max_tokens``, since their tokens were counted.
     """
 
     texts: list[str | None]
     errors: dict[int, str] = field(default_factory=dict)
+    fits: frozenset[int] = frozenset()
 
 
 Chat = Literal["auto"] | tuple[str, str] | Callable[[str], str] | None
-"""How prompts are made chats: learned from the server, wrapped by hand, or not at all."""
+"""How prompts are turned into chats: by the server's template ("auto"), by hand, or not at all (None)."""
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
-    """What all rows of one call have in common: what the caller asked for.
+class RequestSpec:
+    """The settings that all rows of one call share.
 
     Attributes
     ----------
     model : str
-        The model's name as the servers know it.
+        The model's name on the servers.
     max_tokens : int
-        The cap on generated tokens a row.
+        Maximum number of generated tokens per answer.
     n : int
-        Samples a row.
+        Samples per row.
     system : str or None
         The system prompt.
     params : mapping
-        Sampling parameters and ``extra_body``, as they go on the wire.
+        Sampling parameters and ``extra_body``, as they are sent.
     mode : {"batch", "single"}
-        Many prompts a request, or one.
+        Many prompts per request, or one.
     chat : "auto", (prefix, suffix), callable or None
-        How prompts are made chats.
+        How prompts are turned into chats.
     delivery : {"auto", "rows", "batch"}
-        Rows as they finish, whole replies, or whichever the server does well.
+        Rows as they finish, whole replies, or whichever suits the server.
     details : bool
-        Whether token counts a row are wanted even where they cost something.
+        Whether token counts per row are needed, even where they cost extra.
+    thinking : bool, str or None
+        Whether, or how much ("low", "medium", "high"), the model thinks; None leaves it to its chat template.
+    schema : Schema or None
+        What an answer must be.
+    schema_retries : int
+        How often a row is asked again whose answer is not that.
+    conversations : bool
+        Whether the texts are conversations: lists of messages, as JSON.
+    examples : tuple of (str, str)
+        Prompts and their answers, which stand before the rows' own as turns.
+    assistant_prefix : str or None
+        The first words of every answer: the servers write what follows them.
+    too_long : {"error", "truncate", "truncate_left"}
+        What becomes of a prompt that does not fit the context beside ``max_tokens``: the server says what it likes, or
+        its end, or its beginning, is cut.
+    logprobs : int, tuple of int or None
+        How many of the likeliest tokens at each place of an answer are asked for with their log-probabilities; or the
+        ids of tokens: these, or the likeliest where a server does not choose. None asks for none.
     """
 
     model: str = ""
@@ -143,11 +183,19 @@ class Ask:
     chat: Chat = None
     delivery: Literal["auto", "rows", "batch"] = "auto"
     details: bool = False
+    thinking: bool | str | None = None
+    schema: Schema | None = None
+    schema_retries: int = 2
+    conversations: bool = False
+    examples: tuple[tuple[str, str], ...] = ()
+    assistant_prefix: str | None = None
+    too_long: Literal["error", "truncate", "truncate_left"] = "error"
+    logprobs: int | tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """One request's worth of rows, on its way to one endpoint.
+    """The rows of one request to one endpoint.
 
     Attributes
     ----------
@@ -165,10 +213,13 @@ class Batch:
 
 
 class Reply(NamedTuple):
-    """One finished answer as it came off the wire.
+    """One finished answer, decoded from a reply.
 
     ``prompt`` counts prompts within the request from 0, ``sample`` the answers to that prompt from 0. Token
-    counts are None where the server did not say.
+    counts are None if the server did not report them. ``finish_reason`` is "" where there is none. ``problem`` says
+    why this is no answer, for a refusal or a text that is withheld or missing. ``logprobs`` are its tokens, where their
+    log-probabilities were asked for and came: each a dict of ``token``, ``logprob`` and ``top``, which has those of the
+    likeliest tokens at its place.
     """
 
     prompt: int
@@ -178,30 +229,47 @@ class Reply(NamedTuple):
     prompt_tokens: int | None
     completion_tokens: int | None
     reasoning: str | None
+    problem: str | None = None
+    logprobs: list[dict[str, Any]] | None = None
+
+
+class Usage(NamedTuple):
+    """Tokens of a reply to several prompts, as its server counts them: of all prompts and of all answers together."""
+
+    prompt_tokens: int
+    completion_tokens: int
+
+
+class Quota(NamedTuple):
+    """What a gateway says is left of its rate limits: requests, and tokens. Of each how many, and the seconds until
+    that is over; None where it does not say."""
+
+    requests: tuple[int, float] | None = None
+    tokens: tuple[int, float] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """One answer in the layer of lists; falsy fields mean "not known".
+    """One answer in the list API; None means "not known".
 
     Attributes
     ----------
     success : bool
         Whether there is an answer.
     text : str
-        The answer; empty when ``success`` is False.
+        The answer; empty when ``success`` is False, unless it came and is not valid.
     error : str or None
-        What went wrong, for a person.
+        Why there is no answer.
     agent_index : int
-        Index of the endpoint that answered (or failed last), from 0; -1 when none was asked.
+        Index of the endpoint that answered (or failed last), from 0; -1 if no request was sent.
     finish_reason : str or None
         "stop", "length", ...
     prompt_tokens, completion_tokens : int or None
-        As the server counted them.
+        As counted by the server.
     latency_s : float or None
         Seconds from sending the request that answered until this row was complete.
     attempts : int
-        Requests this row was part of.
+        Number of requests this row was part of.
 
     Examples
     --------

@@ -8,12 +8,15 @@ import socket
 import struct
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
+
+TAIL = "<|im_end|>\n<|im_start|>assistant\n"
 
 
 @dataclass
 class Call:
-    """One request: its prompts, its place on its connection (from 0), and the connection."""
+    """One request: its prompts, without a chat template, its place on its connection (from 0), and the connection."""
 
     server: Scripted
     connection: socket.socket
@@ -21,6 +24,7 @@ class Call:
     prompts: list[str]
     stream: bool
     headers: str
+    body: dict[str, Any] = field(default_factory=dict)
 
     def write(self, data: bytes) -> None:
         self.connection.sendall(data)
@@ -31,7 +35,9 @@ class Call:
 
     def answer(self, pad: str = "") -> None:
         """What a healthy endpoint says, in one piece."""
-        choices = [{"index": i, "text": f"echo: {p}", "finish_reason": "stop"} for i, p in enumerate(self.prompts)]
+        texts = [f"echo: {p}" for p in self.prompts]
+        said = [{"message": {"content": t}} if "messages" in self.body else {"text": t} for t in texts]
+        choices = [{"index": i, **words, "finish_reason": "stop"} for i, words in enumerate(said)]
         if not self.stream:
             self.reply(json.dumps({"choices": choices, "pad": pad}).encode())
             return
@@ -116,33 +122,39 @@ class Scripted:
 
     def _serve(self, connection: socket.socket) -> None:
         with connection, contextlib.suppress(OSError):
-            nth = 0
-            while call := self._read(connection, nth):
+            nth, unread = 0, bytearray()
+            while call := self._read(connection, nth, unread):
                 if call.headers.startswith("GET /health"):
                     call.reply(b"")
                     continue
                 with self._lock:
-                    self.prompts += len(call.prompts)
+                    self.prompts += 0 if call.headers.startswith("POST /tokenize") else len(call.prompts)
                     self.requests += 1
                 self.script(call)
                 nth += 1
         with self._lock:
             self._connections.discard(connection)
 
-    def _read(self, connection: socket.socket, nth: int) -> Call | None:
-        data = b""
-        while b"\r\n\r\n" not in data:
+    def _read(self, connection: socket.socket, nth: int, unread: bytearray) -> Call | None:
+        while b"\r\n\r\n" not in unread:
             if not (more := connection.recv(65536)):
                 return None
-            data += more
-        head, _, body = data.partition(b"\r\n\r\n")
-        headers = head.decode("latin-1")
+            unread += more
+        end = unread.index(b"\r\n\r\n")
+        headers = unread[:end].decode("latin-1")
         length = next(
             (int(h.split(":")[1]) for h in headers.split("\r\n") if h.lower().startswith("content-length")), 0
         )
-        while len(body) < length:
+        while len(unread) < end + 4 + length:
             if not (more := connection.recv(65536)):
                 return None
-            body += more
+            unread += more
+        body = bytes(unread[end + 4 : end + 4 + length])
+        del unread[: end + 4 + length]  # what is left belongs to the next request
         asked = json.loads(body) if body else {}
-        return Call(self, connection, nth, asked.get("prompt", []), asked.get("stream", False), headers)
+        chats = asked.get("messages", [])
+        chats = [chats] if chats and isinstance(chats[0], dict) else chats
+        prompt = asked.get("prompt", [chat[-1]["content"] for chat in chats])
+        prompts = [prompt] if isinstance(prompt, str) else prompt
+        prompts = [p.rpartition("user\n")[2].removesuffix(TAIL) for p in prompts]  # without the local server's template
+        return Call(self, connection, nth, prompts, asked.get("stream", False), headers, asked)

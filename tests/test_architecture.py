@@ -1,12 +1,12 @@
-"""The module order of DESIGN section 2, and who may import what."""
+"""The order of the wings, what each must never know, and what the package shows."""
 
 import ast
 import importlib
-import io
 import os
 import subprocess
 import sys
-import tokenize
+import tomllib
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -14,81 +14,69 @@ import pytest
 import swarmkit
 
 PACKAGE = Path(swarmkit.__file__).parent
+ROOT = PACKAGE.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
-# The order in which a row meets the modules. A module imports from those above it only.
-ORDER = [
+# From the ground up, in the order in which docs/architecture.md describes them: imports run downward only.
+WINGS = [
+    "version",
+    "text",
     "errors",
-    "markup",
+    "schema",
     "records",
-    "hostfile",
-    "policy",
-    "prompts",
-    "batches",
-    "fleet",
-    "orders",
-    "scheduler",
-    "wire",
-    "transport",
-    "probe",
-    "chat",
-    "results",
-    "events",
-    "stats",
-    "dispatch",
-    "bridge",
+    "engine",
+    "client",
+    "runs",
     "pool",
-    "vllm_pool",
-    "connect",
-    "wait",
-    "patterns",
     "store",
-    "reuse",
-    "progress",
-    "run",
-    "widgets",
-    "options",
-    "sheet",
-    "forest",
-    "stream",
+    "patterns",
     "frames",
-    "plots",
-    "compare",
-    "simulate",
+    "widgets",
+    "analysis",
+    "server",
     "accessor",
     "dask",
-    "local",
-    "tables",
-    "survey",
-    "demo",
-    "arguments",
     "cli",
     "__main__",
 ]
-MODULES = sorted(p for p in PACKAGE.rglob("*.py") if p != PACKAGE / "__init__.py")
-MAX_LINES = 400
-# The library is to stay thin. What stands beside it has a bound of its own: the servers of this machine, which are
-# a product for tests and demos, the command line, what notebooks show, and what is for campaigns and tables larger
-# than a machine.
-BESIDE = {"local": 2100, "command line": 1020, "notebook": 950, "scale": 650}
-PARTS = {
-    "local": "local",
-    **dict.fromkeys(["tables", "survey", "demo", "arguments", "cli", "__main__"], "command line"),
-    **dict.fromkeys(["widgets", "plots"], "notebook"),
-    **dict.fromkeys(["simulate", "stream", "dask"], "scale"),
+# Beside the tower: endpoints on this machine are a product of their own, which the library never needs.
+SERVER_MAY_USE = {"version", "text", "errors", "records", "client"}
+PANDAS = {"pandas", "numpy"}
+HTTP = {"openai", "aiohttp", "httpx2", "yarl"}
+IO = {"time", "random", "asyncio", "threading", "datetime", "os", "pathlib", "socket", "ssl", *HTTP}
+# What a wing must never know: packages, and wings that are below it all the same.
+KNOWS_NOTHING_OF = {
+    "errors": PANDAS | IO - {"os"},
+    "records": PANDAS | IO,
+    "text": PANDAS | IO,
+    "schema": PANDAS | IO - {"datetime"},  # the types of dates, not the clock
+    "engine": PANDAS | IO,
+    "client": PANDAS | {"swarmkit.engine"},
+    "runs": {"numpy"} | HTTP,
+    "pool": PANDAS,
+    "store": {"pandas"} | HTTP,
+    "patterns": PANDAS | HTTP,
+    "frames": HTTP | {"ipywidgets", "swarmkit.client.transport", "swarmkit.client.wire"},
+    "widgets": HTTP,
+    "analysis": HTTP | {"swarmkit.widgets"},
 }
-MAX_LIBRARY = 5000
+MODULES = sorted(p for p in PACKAGE.rglob("*.py") if p != PACKAGE / "__init__.py")
 
 
-def layer(path: Path) -> str:
+def name_of(path: Path) -> str:
+    return str(path.relative_to(PACKAGE))
+
+
+def wing(path: Path) -> str:
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
-def imports(path: Path):
-    """``(module, line, at_top)`` of every import that runs, type-checking blocks left out."""
+def imports(path: Path, *, type_checking: bool = False):
+    """``(module, line, at_top)`` of every import that runs; those for type checkers too, if asked for."""
     tree = ast.parse(path.read_text())
     skipped = set()
     for node in ast.walk(tree):
-        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+        if not type_checking and isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
             skipped |= {id(n) for part in node.body for n in ast.walk(part)}
     top = {id(n) for n in tree.body}
     package = ["swarmkit", *path.relative_to(PACKAGE).parts[:-1]]
@@ -101,118 +89,109 @@ def imports(path: Path):
         elif isinstance(node, ast.ImportFrom):
             base = package[: len(package) - node.level + 1] if node.level else []
             module = ".".join([*base, *([node.module] if node.module else [])])
-            names = [f"{module}.{a.name}" for a in node.names] if module == "swarmkit" else [module]
-            for name in names:
-                yield name, node.lineno, id(node) in top
+            for alias in node.names:
+                whole = f"{module}.{alias.name}"
+                is_module = module.startswith("swarmkit") and _exists(whole)
+                yield (whole if is_module else module), node.lineno, id(node) in top
 
 
-def code_lines(path: Path) -> int:
-    """Lines of code: no blank lines, comments or docstrings."""
-    text = path.read_text()
-    lines = set()
-    for token in tokenize.generate_tokens(io.StringIO(text).readline):
-        if token.type not in (
-            tokenize.COMMENT,
-            tokenize.NL,
-            tokenize.NEWLINE,
-            tokenize.INDENT,
-            tokenize.DEDENT,
-            tokenize.ENDMARKER,
-        ):
-            lines.update(range(token.start[0], token.end[0] + 1))
-    for node in ast.walk(ast.parse(text)):
-        body = getattr(node, "body", None)
-        if isinstance(body, list) and body and isinstance(body[0], ast.Expr):
-            value = body[0].value
-            if isinstance(value, ast.Constant) and isinstance(value.value, str):
-                lines -= set(range(body[0].lineno, body[0].end_lineno + 1))
-    return len(lines)
+def _exists(module: str) -> bool:
+    path = ROOT.joinpath(*module.split("."))
+    return path.with_suffix(".py").exists() or (path / "__init__.py").exists()
 
 
-def test_every_module_has_its_place():
-    assert {layer(p) for p in MODULES} <= set(ORDER)
+def test_every_module_stands_in_a_wing():
+    assert {wing(p) for p in MODULES} <= set(WINGS)
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_imports_point_up(path):
-    here = ORDER.index(layer(path))
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_imports_run_downward(path):
+    here = wing(path)
     for module, line, _ in imports(path):
-        if module.startswith("swarmkit.") and module.split(".")[1] in ORDER:
-            there = ORDER.index(module.split(".")[1])
-            # The accessor brings frames in when a verb is used; whatever runs late may not make a cycle.
-            assert there < here or (there == here and "/" in str(path.relative_to(PACKAGE))), (
-                f"{path.name}:{line} imports {module}, which comes after it"
-            )
+        if not module.startswith("swarmkit."):
+            assert module != "swarmkit", f"{name_of(path)}:{line} imports the package, which imports everything"
+            continue
+        there = module.split(".")[1]
+        where = f"{name_of(path)}:{line} imports {module}"
+        assert WINGS.index(there) <= WINGS.index(here), f"{where}, which stands above it"
+        if here == "server":
+            assert there in SERVER_MAY_USE | {"server"}, f"{where}: the servers use what is below the pool only"
 
 
-@pytest.mark.parametrize(
-    ("package", "only"),
-    [
-        ("openai", {"transport"}),
-        ("httpx2", {"transport"}),
-        ("aiohttp", {"transport"}),
-        ("ipywidgets", {"widgets"}),
-        ("matplotlib", {"plots", "compare"}),
-        ("starlette", {"local"}),
-        ("uvicorn", {"local"}),
-        ("openvino_genai", {"local"}),
-        ("dask", {"dask"}),
-        ("distributed", {"dask"}),
-    ],
-)
-def test_who_imports_what(package, only):
-    found = {layer(p) for p in MODULES for module, _, _ in imports(p) if module.split(".")[0] == package}
-    assert found <= only
+@pytest.mark.parametrize("path", [p for p in MODULES if wing(p) in KNOWS_NOTHING_OF], ids=name_of)
+def test_wings_know_nothing_of_what_is_not_theirs(path):
+    banned = KNOWS_NOTHING_OF[wing(path)]
+    for module, line, at_top in imports(path):
+        if module == "pandas" and not at_top:  # to_frame(), frame(): for those who ask for one
+            continue
+        names = {module.split(".")[0], ".".join(module.split(".")[:2]), ".".join(module.split(".")[:3])}
+        assert not names & banned, f"{name_of(path)}:{line} imports {module}"
 
 
-def test_pandas_stays_out_of_the_engine():
-    engine = ORDER[: ORDER.index("patterns")]
-    knows = {layer(p) for p in MODULES for m, _, top in imports(p) if m.split(".")[0] in ("pandas", "numpy") and top}
-    assert knows & set(engine) == {"prompts"}
-
-
-def test_the_scheduler_knows_no_clock_and_no_io():
-    names = {m.split(".")[0] for m, _, _ in imports(PACKAGE / "scheduler.py")}
-    assert not names & {"time", "random", "asyncio", "socket", "threading", "datetime"}
-
-
-@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_files_stay_small(path):
-    assert code_lines(path) <= MAX_LINES
-
-
-def test_the_library_stays_thin():
-    sums = dict.fromkeys(["library", *BESIDE], 0)
+def test_folders_form_no_circle_between_wings():
+    uses = {w: set() for w in WINGS}
     for path in MODULES:
-        sums[PARTS.get(layer(path), "library")] += code_lines(path)
-    assert sums["library"] <= MAX_LIBRARY
-    for part, most in BESIDE.items():
-        assert sums[part] <= most, f"{part}: {sums[part]} lines"
+        uses[wing(path)] |= {m.split(".")[1] for m, _, _ in imports(path) if m.startswith("swarmkit.")} - {wing(path)}
+    left = set(WINGS)
+    while free := {w for w in left if not uses[w] & left}:
+        left -= free
+    assert not left
+
+
+@pytest.mark.parametrize("folder", sorted({p.parent for p in MODULES} - {PACKAGE}), ids=name_of)
+def test_every_folder_says_what_it_is(folder):
+    docstring = ast.get_docstring(ast.parse((folder / "__init__.py").read_text())) or ""
+    assert len(docstring.split()) > 10, f"{name_of(folder)}/__init__.py says too little"
+
+
+def declared(*extras: str) -> set[str]:
+    lines = [*PROJECT["dependencies"], *(d for e in extras for d in PROJECT["optional-dependencies"][e])]
+    return {
+        line.split("[")[0].split(">")[0].split("<")[0].split("=")[0].strip().lower().replace("_", "-") for line in lines
+    }
+
+
+DISTRIBUTIONS = packages_distributions()  # reads the metadata of every installed package
+OPTIONAL = {"server": ("local",), "frames": ("parquet",), "dask": ("dask",), "cli": ("parquet", "local")}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_what_is_imported_is_declared(path):
+    allowed = declared(*OPTIONAL.get(wing(path), ())) | {"swarmkit-frames"}
+    for module, line, _ in imports(path, type_checking=True):
+        top = module.split(".")[0]
+        if top in sys.stdlib_module_names or top in ("swarmkit", "__future__"):
+            continue
+        names = {d.lower().replace("_", "-") for d in DISTRIBUTIONS.get(top, [top])}
+        assert names & allowed, f"{name_of(path)}:{line} imports {top}, and pyproject.toml does not name {names}"
 
 
 def test_exports_are_what_type_checkers_see():
     tree = ast.parse((PACKAGE / "__init__.py").read_text())
     block = next(n for n in tree.body if isinstance(n, ast.If))
     typed = {a.asname or a.name for node in block.body if isinstance(node, ast.ImportFrom) for a in node.names}
-    assert sorted(typed) == swarmkit.__all__
+    assert sorted({*typed, "__version__"}) == swarmkit.__all__
     for name in swarmkit.__all__:
         assert getattr(swarmkit, name).__doc__, f"swarmkit.{name} has no docstring"
 
 
-def test_verbs_stay_verbs_whichever_module_is_imported_first():
-    code = """
-import swarmkit.local, swarmkit.compare, swarmkit.frames
-import swarmkit as sk
-assert all(callable(getattr(sk, name)) for name in ("connect", "compare", "local", "scatter"))
-assert sk.connect.__name__ == "connect"
-import swarmkit.connect
-assert sk.connect.__name__ == "connect"
-from swarmkit.connect import resolve
-"""
-    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": str(PACKAGE.parent)})
+def test_dir_shows_public_names_only():
+    assert dir(swarmkit) == swarmkit.__all__
+    assert not [name for name in dir(swarmkit) if name.startswith("_") and name != "__version__"]
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_no_public_name_is_a_module_of_the_package():
+    modules = {p.relative_to(PACKAGE).parts[0].removesuffix(".py") for p in MODULES}
+    assert not modules & set(swarmkit.__all__)
+    code = (
+        "import swarmkit as sk\n"
+        "for name in sk.__all__: getattr(sk, name)\n"
+        "assert sk.plots.timeline and callable(sk.local)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_modules_say_what_they_export(path):
     if path.stem.startswith("__"):
         return

@@ -18,8 +18,11 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from command import command
 
 import swarmkit as sk
+
+pytestmark = pytest.mark.slow
 
 KEY = "a-key-nobody-may-see"
 DEAD = "http://127.0.0.1:9"
@@ -40,10 +43,7 @@ def environment(**extra: str) -> dict[str, str]:
 
 def run(*words: object, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     """Run ``swarmkit WORDS``, and see to it that nothing a person or a log sees has the key or a traceback."""
-    done = subprocess.run(
-        [sys.executable, "-m", "swarmkit", *map(str, words)],
-        stdin=subprocess.DEVNULL, capture_output=True, encoding="utf-8", timeout=90, env=env or environment(),
-    )  # fmt: skip
+    done = command(*words, env=env or environment())
     assert KEY not in done.stdout + done.stderr
     assert "Traceback" not in done.stderr
     return done
@@ -92,7 +92,7 @@ def table(text: str | Path) -> pd.DataFrame:
 
 
 def test_every_command_has_help_with_an_example():
-    commands = ["scatter", "tree-reduce", "compare", "probe", "serve", "demo"]
+    commands = ["scatter", "tree-reduce", "compare", "probe", "launch", "serve", "demo"]
     bare, *helps = at_once(lambda words: run(*words), [["--help"], *([c, "--help"] for c in commands)])
     texts = dict(zip(commands, helps, strict=True))
     assert bare.returncode == 0
@@ -101,7 +101,7 @@ def test_every_command_has_help_with_an_example():
         assert done.returncode == 0
         assert re.search(rf"^example.*:\n  swarmkit {name}", done.stdout, re.MULTILINE), name
     for name in ("scatter", "tree-reduce", "compare"):
-        assert all(f"\n  {code} " in texts[name].stdout for code in (0, 1, 2, 3, 130))
+        assert all(f"\n  {code} " in texts[name].stdout for code in (0, 1, 2, 3, 4, 130))
 
 
 # ---- scatter ------------------------------
@@ -123,7 +123,7 @@ def test_scatter_adds_answers_and_leaves_everything_else_as_it_was(genes, host, 
     assert KEY not in out.read_text()
 
 
-def test_a_failed_row_is_told_and_can_be_asked_again(genes, host, tmp_path):
+def test_a_failed_row_is_reported_and_can_be_asked_again(genes, host, tmp_path):
     out = tmp_path / "out.csv"
     GENES.assign(gene=["lacZ", "", "ftsZ", "rpoS"]).to_csv(genes, index=False)
     done = run("scatter", genes, "--prompt", ASK, "--out", "answer", "-o", out, *to(host))
@@ -135,7 +135,7 @@ def test_a_failed_row_is_told_and_can_be_asked_again(genes, host, tmp_path):
     assert mended["answer_error"].tolist() == ["", "missing value in column 'gene'", "", ""]
     mended["gene"] = ["other", "recA", "other", "other"]
     mended.to_csv(out, index=False)
-    done = run("scatter", out, "--only-missing", "-o", out, "--prompt", ASK, "--out", "answer", *to(host))
+    done = run("scatter", out, "--only-missing", "--in-place", "--prompt", ASK, "--out", "answer", *to(host))
     assert done.returncode == 0
     got = table(out)
     assert got["answer"].tolist() == [f"echo: What does {g} do?" for g in GENES["gene"]]
@@ -181,7 +181,9 @@ def test_json_lines_keep_their_types_and_rows_can_be_sampled(host, tmp_path):
 
 
 def test_without_pyarrow_parquet_says_what_to_install_and_the_rest_works(genes, host, tmp_path):
-    without = "import sys; sys.modules['pyarrow'] = None; from swarmkit.cli import main; sys.exit(main(sys.argv[1:]))"
+    without = (
+        "import sys; sys.modules['pyarrow'] = None; from swarmkit.cli.main import main; sys.exit(main(sys.argv[1:]))"
+    )
 
     def scatter(target: str) -> subprocess.CompletedProcess[str]:
         words = ["scatter", str(genes), "--prompt", ASK, "-o", str(tmp_path / target), *map(str, to(host))]
@@ -202,7 +204,10 @@ WRONG = {
     "a column that is not there": (["--prompt", "{gen}"], "Did you mean 'gene'?"),
     "no endpoints": (["--prompt", ASK], "--hostfile"),
     "inputs apart from one another": (["--prompt", ASK, "other.csv"], "other.csv"),
-    "the input as output": (["--prompt", ASK, "-o", "genes.csv"], "--overwrite"),
+    "the input as output": (["--prompt", ASK, "-o", "genes.csv"], "--in-place"),
+    "the input as output, overwritten": (["--prompt", ASK, "-o", "genes.csv", "--overwrite"], "--in-place"),
+    "the input as output, completed": (["--prompt", ASK, "-o", "./genes.csv", "--only-missing"], "--in-place"),
+    "another file in place": (["--prompt", ASK, "-o", "out.csv", "--in-place"], "-o names another file"),
     "an unknown suffix": (["--prompt", ASK, "-o", "out.xlsx"], ".parquet"),
     "no folder to write to": (["--prompt", ASK, "-o", "nowhere/out.csv"], "nowhere"),
     "text where JSON belongs": (["--prompt", ASK, "--param", "stop=END"], """--param 'stop="END"'"""),
@@ -244,17 +249,18 @@ def test_no_endpoint_is_a_code_of_its_own(genes, tmp_path):
 def test_rows_that_finished_before_the_last_endpoint_went_are_written(tmp_path):
     source, out = tmp_path / "in.csv", tmp_path / "out.csv"
     pd.DataFrame({"x": range(900)}).assign(x=lambda d: "row" + d["x"].astype(str)).to_csv(source, index=False)
-    with sk.local(1, engine="echo", token=KEY, faults=["http_401:marker=row850 "]) as swarm:
+    with sk.local(1, engine="echo", token=KEY, faults=["http_401:after=6"]) as swarm:
         host = hostfile(tmp_path / "h", swarm)
-        done = run("scatter", source, "--prompt", "{x} ?", "-o", out, *to(host))
+        done = run("scatter", source, "--prompt", "{x} ?", "-o", out, "--give-up", 1.5, *to(host))
     assert done.returncode == 3
     assert "no endpoint is left" in done.stderr
     assert "--only-missing" in done.stderr
     got = table(out)
     assert len(got) == 900
-    assert got["response"][100] == "echo: row100 ?"  # longer prompts go first
-    assert got["response"][850] == ""
-    assert got["response_error"][850] != ""
+    answered = got["response"] != ""
+    assert 100 <= answered.sum() < 900
+    assert (got["response"][answered] == "echo: " + got["x"][answered] + " ?").all()
+    assert (got["response_error"][~answered] != "").all()
 
 
 # ---- an interrupt ------------------------------
@@ -297,7 +303,7 @@ def test_an_interrupt_keeps_finished_rows_and_says_how_to_go_on(number, host, tm
         _, told = child.communicate(timeout=30)
     assert child.returncode == 130
     assert "interrupted" in told
-    assert f"swarmkit scatter {out} --only-missing -o {out}" in told
+    assert f"swarmkit scatter {out} --only-missing --in-place" in told
     assert "Traceback" not in told
     before = pd.read_json(out, lines=True)
     finished = before["response"].notna()
@@ -306,9 +312,20 @@ def test_an_interrupt_keeps_finished_rows_and_says_how_to_go_on(number, host, tm
     assert set(before["response_error"][~finished]) == {"interrupted"}
     if number == signal.SIGTERM:
         return  # going on is the same
-    done = run("scatter", out, "--only-missing", "-o", out, "--prompt", "{i}", *to(host))
+    done = run("scatter", out, "--only-missing", "--in-place", "--prompt", "{i}", *to(host))
     assert done.returncode == 0
     assert pd.read_json(out, lines=True)["response"].tolist() == [f"echo: {i}" for i in range(400)]
+
+
+def test_numbers_are_written_as_the_input_shows_them(host, tmp_path):
+    table, out = tmp_path / "in.parquet", tmp_path / "out.jsonl"
+    pd.DataFrame({"v": pd.Series([0.1, None], dtype="float32"), "w": pd.Series([1, None], dtype="Int8")}).to_parquet(
+        table
+    )
+    run("scatter", table, "--prompt", "{v}", "-o", out, *to(host))
+    first, second = map(json.loads, out.read_text().splitlines())
+    assert (first["v"], first["w"], first["response"]) == (0.1, 1, "echo: 0.1")
+    assert (second["v"], second["w"], second["response"]) == (None, None, None)
 
 
 # ---- tree-reduce ------------------------------
@@ -325,10 +342,15 @@ def test_tree_reduce_merges_each_group(genes, host, tmp_path):
     assert got["response"][0] == "echo: All of a: recA\n---\nftsZ"
     assert "2 rows, 0 failed" in done.stderr
     done = run(*words, "--trace", "-o", "-", "--format", "jsonl", *to(host))
+    assert done.returncode == 2
+    assert "by='group': the result has a column of this name" in done.stderr
+    GENES.rename(columns={"group": "family"}).to_csv(genes, index=False)
+    words = ["tree-reduce", genes, "--column", "gene", "--by", "family", "--prompt", "{responses}", "--fanin", 2]
+    done = run(*words, "--trace", "-o", "-", "--format", "jsonl", *to(host))
     assert [json.loads(line)["level"] for line in done.stdout.splitlines()] == [0, 0, 0, 0, 1, 1]
 
 
-def test_tree_reduce_tells_which_groups_failed(genes, host):
+def test_tree_reduce_reports_which_groups_failed(genes, host):
     GENES.assign(gene=["lacZ", "", "", "rpoS"]).to_csv(genes, index=False)
     done = run(
         "tree-reduce", genes, "--column", "gene", "--by", "group", "--prompt", "{responses}", "-o", "-", *to(host)
@@ -341,7 +363,7 @@ def test_tree_reduce_tells_which_groups_failed(genes, host):
 # ---- compare ------------------------------
 
 
-def test_compare_says_what_batching_buys_and_writes_the_frame_and_the_picture(genes, host, tmp_path):
+def test_compare_prints_a_verdict_and_writes_the_frame_and_the_picture(genes, host, tmp_path):
     frame, picture = tmp_path / "modes.csv", tmp_path / "modes.png"
     words = ["--batch-sizes", "1,3", "--repeats", 1, "--sample", 3, *to(host)]
     done = run("compare", genes, "--prompt", ASK, "-o", frame, "--plot", picture, *words)
@@ -357,7 +379,7 @@ def test_compare_says_what_batching_buys_and_writes_the_frame_and_the_picture(ge
     assert picture.read_bytes()[:4] == b"\x89PNG"
 
 
-def test_compare_writes_its_frame_to_a_pipe_and_tells_of_failed_rows(genes, host):
+def test_compare_writes_its_frame_to_a_pipe_and_reports_failed_rows(genes, host):
     GENES.assign(gene=["lacZ", "", "ftsZ", "rpoS"]).to_csv(genes, index=False)
     done = run("compare", genes, "--prompt", ASK, "-o", "-", "--repeats", 1, *to(host))
     assert done.returncode == 1
@@ -369,7 +391,7 @@ def test_compare_looks_at_its_arguments_before_it_measures(genes, host, tmp_path
     old = tmp_path / "old.png"
     old.write_text("precious")
     wrong = {
-        "there already": ["--plot", old],
+        "--overwrite replaces one": ["--plot", old],
         "no picture": ["--plot", tmp_path / "modes.csv"],
         "no folder": ["--plot", tmp_path / "nowhere" / "modes.png"],
         "no number": ["--batch-sizes", "10,many"],
@@ -385,7 +407,7 @@ def test_compare_looks_at_its_arguments_before_it_measures(genes, host, tmp_path
 # ---- probe ------------------------------
 
 
-def test_probe_tells_what_each_endpoint_is(host, tmp_path):
+def test_probe_shows_each_endpoint(host, tmp_path):
     mixed = tmp_path / "mixed"
     mixed.write_text(host.read_text() + "127.0.0.1:9\n")
     up, some, none = at_once(
@@ -402,6 +424,18 @@ def test_probe_tells_what_each_endpoint_is(host, tmp_path):
     assert found["families"][0]["rows"] is True
     assert none.returncode == 2
     assert "rejects the key" in none.stdout
+
+
+def test_probe_deep_shows_what_each_route_does(host):
+    deep, csv = at_once(lambda words: run("probe", "--deep", *words), [to(host), ["--format", "csv", *to(host)]])
+    assert (deep.returncode, csv.returncode) == (0, 0)
+    assert re.search(r"^ +completions +chat-batch +chat$", deep.stdout, re.MULTILINE)
+    assert re.search(r"^json +structured_outputs +structured_outputs +structured_outputs$", deep.stdout, re.MULTILINE)
+    assert re.search(r"^used +yes +no +no$", deep.stdout, re.MULTILINE)
+    found = table(csv.stdout)
+    assert found["route"].tolist() == ["completions", "chat-batch", "chat"]
+    assert set(found["endpoints"]) == {"2"}
+    assert found["max_list"].tolist() == ["1024", "", "1"]
 
 
 # ---- serve ------------------------------
@@ -470,8 +504,43 @@ def test_the_demo_goes_all_the_way():
         "capital of France?",
         "12 answered, 0 failed, of 12",
         "tree_reduce",
-        "no model",
+        "not a model",
         "df.swarm.scatter",
     ):
         assert expected in done.stdout
     assert max(map(len, done.stdout.splitlines())) <= 80
+
+
+def test_conversations_examples_and_first_words(host, genes, tmp_path):
+    chats, shown, asked, wide = (tmp_path / name for name in ("chats.jsonl", "shown.csv", "out.jsonl", "wide.csv"))
+    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes?"}]
+    lines = [{"chat": [*turns, {"role": "user", "content": gene}]} for gene in GENES["gene"]] + [{"chat": turns}]
+    chats.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    GENES.assign(response="It cuts.")[:2].to_csv(shown, index=False)
+    some, every = at_once(
+        lambda words: run("scatter", *words, *to(host)),
+        [
+            (chats, "--messages", "chat", "-o", asked),
+            (genes, "--prompt", ASK, "--examples", shown, "--assistant-prefix", "It is ", "-o", wide),
+        ],
+    )
+    assert (some.returncode, every.returncode) == (1, 0), some.stderr + every.stderr
+    answers = [json.loads(line) for line in asked.read_text().splitlines()]
+    assert [a["response"] for a in answers[:4]] == [f"echo: {gene}" for gene in GENES["gene"]]
+    assert "so there is nothing to answer" in answers[4]["response_error"]
+    assert [a["chat"] for a in answers] == [line["chat"] for line in lines]
+    assert table(wide)["response"].tolist() == [f"It is echo: What does {gene} do?" for gene in GENES["gene"]]
+    neither = run("scatter", genes, "-o", tmp_path / "no.csv", *to(host))
+    assert neither.returncode == 2
+    assert "one of the arguments --prompt --messages is required" in neither.stderr
+
+
+def test_prompts_that_are_too_long_are_cut_where_that_is_asked_for(tmp_path):
+    source, out = tmp_path / "in.csv", tmp_path / "out.csv"
+    pd.DataFrame({"t": ["short", "long " * 1000]}).to_csv(source, index=False)
+    with sk.local(1, engine="echo", token=KEY, max_model_len=400) as small:
+        words = ["scatter", source, "--prompt", "t", "--max-tokens", 40, *to(hostfile(tmp_path / "h", small))]
+        whole, cut = at_once(lambda more: run(*words, *more), [["-o", "-"], ["-o", out, "--too-long", "truncate"]])
+    assert (whole.returncode, cut.returncode) == (1, 0), whole.stderr + cut.stderr
+    assert "1 of 2 prompts was cut to fit the context of 400 tokens" in cut.stderr
+    assert table(out)["response"].str.startswith(("echo: short", "echo: long long")).all()

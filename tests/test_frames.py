@@ -379,6 +379,8 @@ def test_every_answer_lands_on_its_own_row(
 
 # ---- tree_reduce ------------------------------
 
+COUNTS = ["n_leaves", "n_levels", "n_missing", "n_shortened"]
+
 
 def levels_of(leaves: int, fanin: int) -> int:
     """Levels above the leaves: the logarithm of their number to the base of the fan-in, rounded up."""
@@ -417,10 +419,10 @@ def test_no_leaf_is_lost_or_merged_twice(two_picky: sk.VLLMPool, rows: list[tupl
         if not texts.str.contains("POISON", na=False).any():
             assert top.n_missing == texts.isna().sum()
             assert top.n_levels == levels_of(texts.notna().sum(), fanin)
-    check_forest(df.swarm.tree_reduce("t", "{level}: {responses}", trace=True, **options), tops)
+    check_tree(df.swarm.tree_reduce("t", "{level}: {responses}", trace=True, **options), tops)
 
 
-def check_forest(nodes: pd.DataFrame, tops: pd.DataFrame) -> None:
+def check_tree(nodes: pd.DataFrame, tops: pd.DataFrame) -> None:
     """Every node has a parent above it, in its own group, up to the root; what failed has neither parent nor leaves."""
     assert nodes["node"].to_list() == list(range(len(nodes)))
     by_node = nodes.set_index("node")
@@ -475,7 +477,7 @@ def test_groups_as_groupby_has_them(pool: sk.VLLMPool) -> None:
     )
     assert tree["merged"].to_list() == ["y", "echo: b in 2024, level 1: x\n---\nz"]
     assert tree["n_levels"].to_list() == [0, 1]
-    assert list(tree.columns) == ["k", "year", "merged", "merged_error", "n_leaves", "n_levels", "n_missing"]
+    assert list(tree.columns) == ["k", "year", "merged", "merged_error", *COUNTS]
 
 
 def test_answers_with_braces_are_not_read_as_templates(pool: sk.VLLMPool) -> None:
@@ -486,6 +488,7 @@ def test_answers_with_braces_are_not_read_as_templates(pool: sk.VLLMPool) -> Non
 
 def test_what_does_not_fit_together_is_shortened_and_said(pool: sk.VLLMPool) -> None:
     df = pd.DataFrame({"t": ["first " * 2000, "second " * 2000, "third"]})
-    nodes = df.swarm.tree_reduce("t", "{responses}", max_tokens=200, trace=True)
+    with pytest.warns(sk.SwarmWarning, match="2 texts were shortened to fit the context"):
+        nodes = df.swarm.tree_reduce("t", "{responses}", max_tokens=200, trace=True)
     assert nodes["error"].isna().all()
     assert nodes["shortened"].any()

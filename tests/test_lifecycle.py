@@ -17,6 +17,8 @@ from jupyter_client.manager import KernelManager
 
 import swarmkit as sk
 
+pytestmark = pytest.mark.slow
+
 SLOW = {"tokens_per_s": 20.0, "max_num_seqs": 2}
 
 
@@ -154,9 +156,30 @@ def test_a_forked_child_has_a_loop_and_connections_of_its_own(pool):
     assert df.swarm.scatter("n {i}")["response"].notna().all()
 
 
+def test_a_forked_child_lets_go_of_a_pool_without_a_word():
+    child = python(
+        """
+        import gc, os, pandas as pd, swarmkit as sk
+        if __name__ == "__main__":
+            with sk.local(1, engine="echo") as swarm:
+                pool = sk.VLLMPool(swarm.endpoints)
+                df = pd.DataFrame({"i": range(2)})
+                df.swarm.scatter("n {i}", pool=pool)
+                child = os.fork()
+                if child == 0:
+                    del pool
+                    gc.collect()
+                    os._exit(0)
+                print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+                print(df.swarm.scatter("n {i}", pool=pool).response.to_list())
+        """
+    )
+    assert child.communicate(timeout=60) == ("0\n['echo: n 0', 'echo: n 1']\n", "")
+
+
 def test_a_pool_pickles_as_a_recipe_without_keys(echo):
     with sk.connect(echo) as pool:
-        key = pool.endpoints[0].api_key
+        key = pool.endpoints[0].key()
         data = pickle.dumps(pool)
         assert key.encode() not in data
         twin = pickle.loads(data)
@@ -166,7 +189,7 @@ def test_a_pool_pickles_as_a_recipe_without_keys(echo):
 
 
 def test_no_key_in_any_repr_or_error(echo):
-    key = echo.endpoints[0].api_key
+    key = echo.endpoints[0].key()
     with sk.connect(echo) as pool:
         frame = pd.DataFrame({"i": [1, 2]}).swarm.scatter("n {i}", details=True)
         run = sk.last_run()
@@ -181,7 +204,7 @@ class _Recorder(http.server.BaseHTTPRequestHandler):
     seen: list = []  # noqa: RUF012 - one recorder a test module
 
     def do_GET(self):
-        self.seen.append(dict(self.headers))
+        self.seen.append({name.lower(): value for name, value in self.headers.items()})
         self.send_response(200)
         self.end_headers()
         self.wfile.write(b'{"data": [{"id": "m", "max_model_len": 100}]}')
@@ -215,4 +238,4 @@ def test_nothing_of_the_openai_environment_reaches_an_endpoint(monkeypatch):
     sent = repr(_Recorder.seen)
     assert "secret" not in sent
     assert "Bearer mine" in sent
-    assert not [h for h in _Recorder.seen[:1] if "Authorization" in h]
+    assert not [h for h in _Recorder.seen[:1] if "authorization" in h]

@@ -21,7 +21,9 @@ from matplotlib.container import BarContainer
 from matplotlib.figure import Figure
 
 import swarmkit as sk
-from swarmkit import plots
+from swarmkit.analysis import plots
+
+pytestmark = pytest.mark.slow
 
 RUNS = pd.DataFrame(
     {
@@ -81,7 +83,7 @@ def traces() -> Iterator[dict[str, pd.DataFrame]]:
     df = pd.DataFrame({"text": [f"leaf {i:03}" for i in range(40)], "kind": ["a", "b$"] * 20})
     with sk.local(1, engine="echo", faults=["bad_row:marker=leaf 013"]) as swarm, sk.connect(swarm) as pool:
         options: dict[str, Any] = {"pool": pool, "trace": True, "max_tokens": 6}
-        with pytest.warns(sk.SwarmWarning, match="1 of"):
+        with pytest.warns(sk.SwarmWarning, match="1 of|cut off"):
             made = {
                 "eight": df.head(8).swarm.tree_reduce("text", "Merge {responses}", fanin=2, **options),
                 "failed": df.swarm.tree_reduce("text", "Merge {responses}", fanin=4, **options),
@@ -156,7 +158,7 @@ def test_pyplot_is_left_alone() -> None:
     code = (
         "import sys, pandas as pd, swarmkit as sk\n"
         "assert 'matplotlib' not in sys.modules\n"
-        "import swarmkit.compare\n"
+        "import swarmkit.analysis.compare\n"
         "assert 'matplotlib' not in sys.modules\n"
         "from swarmkit import plots\n"
         "plots.latency(pd.DataFrame({'a_latency_s': [1.0, 2.0]})).figure._repr_png_()\n"
@@ -174,7 +176,8 @@ def test_pyplot_is_left_alone() -> None:
         (plots.timeline, RUNS, r"no column endpoint, rows, start_s.*stats\.timeline\(\)"),
         (plots.rate, RUNS, r"stats\.timeline\(\)"),
         (plots.tree, RUNS, r"no column node, parent.*trace=True"),
-        (plots.timeline, sk.RunStats(), r"not RunStats: take .*timeline\(\)"),
+        (lambda frame: plots.calibration(frame, "truth"), RUNS, r"no column label, label_p, truth.*classify\("),
+        (plots.timeline, sk.RunStats(), r"not RunStats: use .*timeline\(\)"),
         (plots.timeline, requests(), "no rows"),
         (plots.latency, pd.DataFrame({"a_latency_s": [None, None]}), "none was answered"),
         (plots.latency, pd.DataFrame({"a_latency_s": [1.0], "b_latency_s": [1.0]}), "a_latency_s, b_latency_s"),
@@ -183,6 +186,26 @@ def test_pyplot_is_left_alone() -> None:
 def test_a_wrong_frame_is_told_what_is_missing_and_where_it_comes_from(draw: Any, frame: Any, said: str) -> None:
     with pytest.raises(sk.SettingError, match=said):
         draw(frame)
+
+
+# ---- labels ------------------------------
+
+
+def test_a_bar_of_a_calibration_is_the_share_that_is_right_and_its_number_the_rows() -> None:
+    sure = [0.55, 0.58, 0.95, 0.97, 0.99, 1.0, None, 0.2]
+    frame = pd.DataFrame({"x": pd.Categorical(["a", "b"] * 4), "x_p": pd.Series(sure, dtype="Float64")})
+    truth = ["a", "a", "a", "b", "a", "a", "a", None]
+    ax = plots.calibration(frame, truth, out="x")
+    assert [bar.get_height() for bar in ax.patches] == [0.5, 0.75]
+    assert [bar.get_x() + bar.get_width() / 2 for bar in ax.patches] == pytest.approx([0.55, 0.95])
+    assert [text.get_text() for text in ax.texts] == ["2", "4"]
+    assert legend(ax) == ["6 rows: 67% are right, sure by 84%"]
+    marks = next(line for line in ax.lines if line.get_marker() == "D")
+    assert np.array(marks.get_ydata(), float) == pytest.approx([0.565, 0.9775])
+    with pytest.raises(sk.SettingError, match="truth= has 1 value, and the frame 8 rows"):
+        plots.calibration(frame, ["a"], out="x")
+    with pytest.raises(sk.SettingError, match="no row has both a probability in x_p and a right label"):
+        plots.calibration(frame, [None] * 8, out="x")
 
 
 # ---- comparisons ------------------------------

@@ -5,6 +5,8 @@ import pytest
 
 import swarmkit as sk
 
+pytestmark = pytest.mark.slow
+
 
 def test_a_plan_from_a_small_run_foretells_a_larger_one():
     # Two kinds of servers on this machine, tokens in real time. The machine is noisy: a third either way.

@@ -8,7 +8,7 @@ import threading
 import pytest
 
 import swarmkit as sk
-from swarmkit.hostfile import AgentEndpoint, write_hostfile
+from swarmkit.client.hostfile import AgentEndpoint, write_hostfile
 
 KEY = "SWARMKIT_TEST_KEY"
 
@@ -16,7 +16,7 @@ KEY = "SWARMKIT_TEST_KEY"
 @pytest.fixture
 def listed(echo, monkeypatch):
     """The echo endpoints as a hostfile can list them: the key is named, not written."""
-    monkeypatch.setenv(KEY, echo.endpoints[0].api_key)
+    monkeypatch.setenv(KEY, echo.endpoints[0].key())
     return [AgentEndpoint(e.host, e.port, key_env=KEY) for e in echo.endpoints]
 
 
@@ -59,7 +59,7 @@ def test_the_hostfile_comes_late_and_grows(listed, tmp_path):
 def test_nodes_that_never_come_are_named_and_left_out(listed, tmp_path):
     path = tmp_path / "agents.hostfile"
     write_hostfile(path, [*listed[:3], dead()])
-    with pytest.warns(sk.SwarmWarning, match=r"1 left out:\n  127.0.0.1:9: cannot connect"):
+    with pytest.warns(sk.SwarmWarning, match=r"1 cannot be used:\n  127.0.0.1:9: cannot connect"):
         pool = sk.wait_until_ready(path, min_ready=0.75, patience_s=0.3, every_s=0.05, output=tmp_path / "ready")
     assert pool.size == 3
     assert len(sk.parse_hostfile(tmp_path / "ready")) == 3
@@ -79,6 +79,20 @@ def test_too_few_is_an_error_that_names_them_and_writes_nothing(listed, tmp_path
 def test_how_many_are_enough_must_make_sense(tmp_path, min_ready):
     with pytest.raises(sk.SettingError, match="min_ready"):
         sk.wait_until_ready(tmp_path / "x", min_ready=min_ready)
+
+
+def test_an_endpoint_of_another_model_is_not_ready(listed, tmp_path):
+    path = tmp_path / "agents.hostfile"
+    write_hostfile(path, listed)
+    with pytest.raises(sk.NoEndpointsError, match=r"0 of 4 endpoints are up(.|\n)*it serves echo, not other"):
+        sk.wait_until_ready(path, timeout_s=0.1, every_s=0.05, model="other", output=tmp_path / "ready")
+    assert not (tmp_path / "ready").exists()
+    assert sk.wait_until_ready(path, timeout_s=5, model="echo", probe_timeout=5).size == 4
+
+
+def test_an_unknown_keyword_is_refused_before_the_wait(tmp_path):
+    with pytest.raises(TypeError, match="wait_until_ready takes no modle="):
+        sk.wait_until_ready(tmp_path / "never", timeout_s=60, modle="m")
 
 
 def test_from_a_shell(listed, tmp_path):

@@ -15,13 +15,13 @@ import pandas as pd
 import pytest
 
 import swarmkit as sk
-from swarmkit import bridge
-from swarmkit.policy import Breaker
-from swarmkit.probe import ServerInfo
+from swarmkit.client import io_thread
+from swarmkit.client.capabilities import ServerInfo
+from swarmkit.engine.breaker import Breaker
 from swarmkit.records import Failure, FailureKind
-from swarmkit.stats import EndpointStats, RunStats
-from swarmkit.widgets.scene import LANES, Pace, lanes_of, scene_html
-from swarmkit.widgets.table import SIZE, matching, page_of, row_html, tag_options
+from swarmkit.runs.stats import EndpointStats, RunStats
+from swarmkit.widgets.endpoint_table import SIZE, matching, page_of, row_html, tag_options
+from swarmkit.widgets.run_view import MAX_ENDPOINTS, Pace, run_html, shown_endpoints
 
 HOSTILE = "<img src=x onerror=alert(1)><script>alert(2)</script>"
 
@@ -85,7 +85,7 @@ def test_selecting_in_code_changes_the_boxes_and_ticking_changes_the_selection(p
     assert picker.selected == tuple(pool.endpoints[1:3])
     assert len(heard) == 3
     assert repr(picker) == "<EndpointPicker: 2 of 4 endpoints selected>"
-    with pytest.raises(sk.SettingError, match="'nowhere:1' is none of these 4 endpoints"):
+    with pytest.raises(sk.SettingError, match="'nowhere:1' is not one of the 4 endpoints"):
         picker.selected = ["nowhere:1"]
 
 
@@ -100,14 +100,14 @@ def test_the_pool_of_a_selection_can_be_used_at_once(pool: sk.VLLMPool) -> None:
         picker.use()
 
 
-def test_buttons_act_on_what_the_filters_let_through(tmp_path: Path) -> None:
+def test_buttons_act_on_what_matches_the_filters(tmp_path: Path) -> None:
     picker = sk.EndpointPicker(hostfile(tmp_path, 100))
     tag = next(w for w in parts(picker) if isinstance(w, ipywidgets.Dropdown))
     text = next(w for w in parts(picker) if isinstance(w, ipywidgets.Text))
     button(picker, "None").click()
     tag.value = "rack=b"
     text.value = "node000"
-    assert "3 on show" in shown(picker)
+    assert "3 shown" in shown(picker)
     assert re.findall(r"node\d+", shown(picker)) == ["node0001", "node0005", "node0009"]
     button(picker, "All").click()
     text.value, tag.value = "", ""
@@ -118,7 +118,7 @@ def test_buttons_act_on_what_the_filters_let_through(tmp_path: Path) -> None:
 def test_probe_shows_health_and_healthy_selects_by_it(echo: sk.LocalSwarm) -> None:
     dead = sk.AgentEndpoint("127.0.0.1", 9)
     picker = sk.EndpointPicker([dead, *echo.endpoints])
-    assert "not asked yet" in shown(picker)
+    assert "not probed" in shown(picker)
     button(picker, "Probe").click()
     wait_for(lambda: "4 up" in shown(picker) and "1 down" in shown(picker))
     assert "cannot connect: connection refused" in shown(picker)
@@ -126,6 +126,15 @@ def test_probe_shows_health_and_healthy_selects_by_it(echo: sk.LocalSwarm) -> No
     assert re.search(r"127\.0\.0\.2:\d+ +echo .* \d+ ms +0 +0 ", shown(picker)), shown(picker)  # running and waiting
     button(picker, "Healthy").click()
     assert picker.selected == tuple(echo.endpoints)
+
+
+def test_what_endpoints_do_is_shown_once_it_is_known(echo: sk.LocalSwarm) -> None:
+    with sk.connect(echo) as pool:
+        assert "lists" not in shown(sk.EndpointPicker(pool))
+        pd.DataFrame({"q": ["a", "b"]}).swarm.scatter("q", pool=pool, schema={"n": int})
+        assert shown(sk.EndpointPicker(pool)).count("lists, rows, json") == 4
+        pool.capabilities()
+        assert shown(sk.EndpointPicker(pool)).count("lists, rows, json, regex, choice") == 4
 
 
 def test_a_wrong_model_is_not_healthy(echo: sk.LocalSwarm) -> None:
@@ -200,10 +209,11 @@ def test_probing_them_all_leaves_the_notebook_free(echo: sk.LocalSwarm) -> None:
                 await asyncio.sleep(0.01)
                 late.append(time.perf_counter() - began - 0.01)
 
-        beat = bridge.start(heartbeat())
-        began = time.perf_counter()
+        beat = io_thread.start(heartbeat())
+        began = time.thread_time()  # what the click itself costs; a busy machine may hold it up
         job = picker.probe()
-        assert time.perf_counter() - began < 0.2  # the click returns at once
+        assert time.thread_time() - began < 0.05
+        assert not job.done()  # it returned at once
         waits = []
         while not job.done():
             began = time.perf_counter()
@@ -215,9 +225,9 @@ def test_probing_them_all_leaves_the_notebook_free(echo: sk.LocalSwarm) -> None:
         late.sort()
         print(f"\nnotebook late by {waits[len(waits) // 2] * 1e3:.1f} ms, {waits[-1] * 1e3:.0f} at most; "
               f"I/O loop {late[len(late) // 2] * 1e3:.1f} ms, {late[-1] * 1e3:.0f} at most")  # fmt: skip
-        assert waits[len(waits) // 2] < 0.1
-        assert waits[-1] < 1.0
-        assert late[len(late) // 2] < 0.5  # it handles what 256 connections bring, pass by pass
+        assert waits[len(waits) // 2] < 0.05
+        assert waits[len(waits) * 9 // 10] < 0.3
+        assert late[len(late) // 2] < 0.05
 
 
 def test_hostile_text_in_the_picker_is_text() -> None:
@@ -237,7 +247,7 @@ def run_of(paced: sk.LocalSwarm, rows: int = 60, **options: Any) -> sk.Run:
     return df.swarm.submit("{t}", pool=paced, progress=False, **options)
 
 
-def test_rows_show_up_as_they_finish_and_the_end_is_a_still_picture(
+def test_rows_show_up_as_they_finish_and_the_end_is_a_static_snapshot(
     paced: sk.LocalSwarm, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = run_of(paced)
@@ -306,19 +316,19 @@ def test_without_a_notebook_a_monitor_is_the_bar(echo: sk.LocalSwarm, capsys: py
 def test_hostile_text_in_the_monitor_is_text() -> None:
     stats = RunStats(rows=2, answered=1, endpoints=[EndpointStats(HOSTILE, 1, 1, 1)])
     stats.recent_failures.append(Failure(FailureKind.SERVER, HOSTILE, "n:1").describe())
-    picture = scene_html(HOSTILE, "running", stats, Pace(), 1.0, [(HOSTILE, HOSTILE)])
+    picture = run_html(HOSTILE, "running", stats, Pace(), 1.0, [(HOSTILE, HOSTILE)])
     assert "<img" not in picture
     assert "<script" not in picture
     assert picture.count("&lt;img") >= 4
 
 
-def test_thousands_of_endpoints_are_a_dozen_lines_with_the_sick_ones_among_them() -> None:
+def test_thousands_of_endpoints_are_a_dozen_rows_with_the_failing_ones_among_them() -> None:
     ends = [EndpointStats(f"n{i}", rows=10, in_flight=1) for i in range(4000)]
     ends[3000].breaker, ends[3999].breaker = Breaker.OUT, Breaker.HALF_OPEN
-    assert lanes_of(ends) == [*range(LANES - 2), 3000, 3999]
+    assert shown_endpoints(ends) == [*range(MAX_ENDPOINTS - 2), 3000, 3999]
     stats = RunStats(rows=40_000, answered=40_000, endpoints=ends)
     began = time.perf_counter()
-    picture = scene_html("scatter", "running", stats, Pace(), 1.0)
+    picture = run_html("scatter", "running", stats, Pace(), 1.0)
     assert time.perf_counter() - began < 0.1
     assert len(picture) < 20_000
     assert "and 3,988 other endpoints" in picture

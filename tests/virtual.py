@@ -14,15 +14,19 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from swarmkit.batches import home_queues
-from swarmkit.policy import REACTIONS, Breaker, RetryPolicy
+from swarmkit.analysis.simulate import Server as SoundServer
+from swarmkit.analysis.simulate import VirtualRun
+from swarmkit.engine.breaker import Breaker
+from swarmkit.engine.endpoints import Fleet
+from swarmkit.engine.messages import Added, Delivered, Ended, Failed, Removed
+from swarmkit.engine.policy import REACTIONS, RetryPolicy
+from swarmkit.engine.queues import home_queues
+from swarmkit.engine.scheduler import Scheduler
 from swarmkit.records import Batch, Failure, FailureKind
-from swarmkit.scheduler import Delivered, Failed, Scheduler
-from swarmkit.simulate import Server as SoundServer
-from swarmkit.simulate import VirtualRun
 
 INF = math.inf
 KILLS = (FailureKind.DISCONNECT, FailureKind.SERVER, FailureKind.HANG)
+REFUSALS = (FailureKind.REJECTED, FailureKind.DENIED, FailureKind.TOO_LARGE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +56,8 @@ class Server(SoundServer):
     """A server on which things go wrong."""
 
     fault: Fault | None = None
-    down: Sequence[tuple[float, float]] = ()  # spells during which nobody listens
-    silent: bool = False  # its deaths are noticed by a timeout only
+    down: Sequence[tuple[float, float]] = ()  # (begin, end) of times at which it refuses connections
+    silent: bool = False  # its crashes are noticed by a timeout only
     timeout_s: float = 30.0
 
     def is_down(self, now):
@@ -67,12 +71,16 @@ class Outcome:
     answered: dict = field(default_factory=dict)
     failed: dict = field(default_factory=dict)
     requests: int = 0
+    prompts: int = 0  # rows in all requests that reached a server
+    refused_short: int = 0  # short prompts that were refused
+    probes: int = 0
+    alone: int = 0  # requests with a single row
     most_in_flight: int = 0
     attempts: bytes = b""
     met: dict = field(default_factory=dict)  # row -> endpoints it was sent to, in order
     saw: dict = field(default_factory=dict)  # row -> Counter of the failures it met
     kills: dict = field(default_factory=dict)  # row -> engines it killed
-    last_size: dict = field(default_factory=dict)  # row -> rows in the last request that held it
+    failed_alone: set = field(default_factory=set)  # rows of requests with a single row that failed
     copied: Counter = field(default_factory=Counter)  # row -> times it went out while another request held it
     sizes: list = field(default_factory=list)
     events: int = 0
@@ -82,8 +90,9 @@ class Virtual(VirtualRun):
     """One run.
 
     Parameters are the scheduler's and: ``lengths(row)``, the work in a row (1 is usual); ``killers``, row to the
-    ``Trouble`` it makes wherever it is accepted; ``tight``, row to budget; ``books``, the number of events between
-    two audits of the scheduler's books (0: none).
+    ``Trouble`` it makes wherever it is accepted; ``limited``, row to budget; ``books``, the number of events between
+    two audits of the scheduler's books (0: none); ``changes``, ``(time, endpoint, whether it is added)`` for those that
+    come and go, and ``removed``, those that are not there at first.
     """
 
     def __init__(
@@ -99,11 +108,16 @@ class Virtual(VirtualRun):
         retry=None,
         hedge=True,
         resting=(),
-        tight=None,
+        limited=None,
         lengths=None,
         killers=None,
         books=0,
         trace=None,
+        expected=True,
+        rate_of=lambda index: None,
+        tokens=lambda row: 1,
+        changes=(),
+        removed=(),
     ):
         self.rng = random.Random(seed)
         self.rows = rows
@@ -114,37 +128,59 @@ class Virtual(VirtualRun):
         self.killers = killers or {}
         self.books = books
         self.trace = trace
-        self.tight = tight or {}
-        queues = home_queues(range(rows), len(servers), [1] * rows, self.tight)
-        scheduler = Scheduler(
-            queues,
-            rows,
+        self.limited = limited or {}
+        there = [i for i in range(len(servers)) if i not in removed]
+        queues = dict(zip(there, home_queues(range(rows), len(there), [1] * rows, self.limited), strict=True))
+        fleet = Fleet(
+            len(servers),
             max_size=max_size,
             max_in_flight=max_in_flight,
             retry=self.retry,
             draw=self.rng.random,
+            resting=[i for i in resting if i in queues],
+            removed=removed,
             concurrency=concurrency,
-            tight=self.tight,
-            resting=resting,
+            rate_of=rate_of,
+        )
+        scheduler = Scheduler(
+            fleet,
+            [queues.get(i, []) for i in range(len(servers))],
+            rows,
+            limited=self.limited,
             hedge=hedge,
+            expected=expected,
+            tokens=tokens,
         )
         super().__init__(servers, scheduler, lengths, by_rows)
         self.unfinished: dict[int, set[int]] = {}  # ticket -> rows, as the server knows them
         self.holders: dict[int, set[int]] = {}  # row -> tickets that carry it
         self.requests_at = [0] * len(servers)
         self.not_before = [0.0] * len(servers)
-        self.denied: set[int] = set()
+        self.denials = [0] * len(servers)  # of endpoints that never answered; those in flight together count once
+        self.sent_at: dict[int, float] = {}  # by ticket
+        self.answered_at = 0.0
         self.refused_alone: set[tuple[int, int]] = set()
-        self.in_a_row = [Counter() for _ in servers]  # failures of an endpoint since its last delivery
         self.outcome = Outcome()
         for index, server in enumerate(servers):
             for begins, _ in server.down:
                 self.at(begins, self.die, index)
+        for time, index, is_added in changes:
+            self.at(time, self.change, index, is_added)
+
+    def change(self, index, is_added):
+        """An endpoint comes or goes; one that is new to the run is busy at once, while there is unsent work."""
+        scheduler, fleet = self.scheduler, self.scheduler.fleet
+        if is_added:
+            self.denials[index], self.not_before[index] = 0, 0.0
+        requests, is_due = scheduler.sent, is_added and scheduler._queues.unsent and not fleet[index].requests
+        self.tell(Added(index) if is_added else Removed(index))
+        if is_due and self.concurrency == INF and fleet.rate_of(index) is None:
+            assert scheduler.sent > requests, "an endpoint was added, and gets nothing"
 
     def stepped(self):
         self.outcome.events += 1
         if self.books and self.outcome.events % self.books == 0:
-            check_books(self.scheduler)
+            self.scheduler.validate()
         assert self.outcome.events < 50_000 + 200 * self.rows, "the run does not end"
 
     def run(self):
@@ -152,7 +188,7 @@ class Virtual(VirtualRun):
         self.outcome.time_s = self.now
         self.outcome.failure = self.failure
         self.outcome.attempts = bytes(self.scheduler.attempts)
-        check_books(self.scheduler)
+        self.scheduler.validate()
         self.check_outcome()
         return self.outcome
 
@@ -169,15 +205,18 @@ class Virtual(VirtualRun):
                         self.outcome.answered[row] = endpoint
                     self.drop_holder(row, ticket)
                 self.unfinished[ticket].difference_update(rows)
-                self.in_a_row[endpoint].clear()
+                self.denials[endpoint] = -(10**9)
+                self.answered_at = self.now
+            case Ended(ticket):
+                self.denials[self.open[ticket].endpoint] = -(10**9)
             case Failed(ticket, failure):
                 self.failed(ticket, failure)
         super().tell(event)
 
-    def do(self, instructions):
-        for instruction in instructions if self.trace else ():
-            self.trace(self.now, instruction)
-        super().do(instructions)
+    def carry_out(self, messages):
+        for message in messages if self.trace else ():
+            self.trace(self.now, message)
+        super().carry_out(messages)
 
     def settle(self, row, failure):
         assert row not in self.outcome.answered, f"row {row} was answered and fails"
@@ -191,20 +230,32 @@ class Virtual(VirtualRun):
         index, ticket = batch.endpoint, batch.ticket
         outcome = self.outcome
         self.requests_at[index] += 1
-        assert 1 <= len(batch.rows) <= self.max_size
+        assert len(batch.rows) <= self.max_size
         assert self.requests_at[index] <= self.max_in_flight, f"endpoint {index} has {self.requests_at[index]} requests"
-        assert index not in self.denied, "an endpoint that denied us is asked again"
+        assert self.denials[index] < 3, "an endpoint that denied three requests and answered none is asked again"
         assert self.not_before[index] <= self.now, "asked again before its Retry-After was over"
-        e = self.scheduler._fleet[index]
+        e = self.scheduler.fleet[index]
+        if (rate := self.scheduler.fleet.rate_of(index)) is not None:
+            assert rate._rpm is None or len(rate._log) <= rate._rpm, "more requests a minute than its gateway takes"
+            assert rate.open <= rate._connections, "more requests in flight than its gateway takes"
         assert e.ready, f"sent to an endpoint whose breaker is {e.breaker}"
         assert e.breaker is not Breaker.HALF_OPEN or self.requests_at[index] == 1, "half-open: one request"
-        assert len({row in self.tight for row in batch.rows}) == 1, "tight rows ride with roomy ones"
+        assert len({row in self.limited for row in batch.rows}) <= 1, "tight rows ride with roomy ones"
         assert len(set(batch.rows)) == len(batch.rows)
         self.unfinished[ticket] = set(batch.rows)
+        self.sent_at[ticket] = self.now
         outcome.requests += 1
         outcome.sizes.append(len(batch.rows))
         outcome.most_in_flight = max(outcome.most_in_flight, len(self.open) + 1)
         assert len(self.open) < self.concurrency
+        if not any(map(self.scheduler.wants, batch.rows)):
+            assert len(batch.rows) <= 1, "a probe is one row that is known to be good, or the plain prompt"
+            assert outcome.answered.keys() >= set(batch.rows)
+            assert batch.rows or not outcome.answered, "the plain prompt probes only where no row is known to be good"
+            outcome.probes += 1
+            self.unfinished[ticket] = set()
+            return super().send(batch)
+        outcome.alone += len(batch.rows) == 1
         for row in batch.rows:
             assert (row, index) not in self.refused_alone, f"row {row} was refused by endpoint {index} before"
             holders = self.holders.setdefault(row, set())
@@ -215,11 +266,12 @@ class Virtual(VirtualRun):
             assert row not in outcome.answered, f"row {row} was answered before"
             assert row not in outcome.failed, f"row {row} had failed before"
             outcome.met.setdefault(row, []).append(index)
-            outcome.last_size[row] = len(batch.rows)
-        super().send(batch)
+        return super().send(batch)
 
     def accept(self, server, batch):
         ticket = batch.ticket
+        if not server.is_down(self.now):
+            self.outcome.prompts += len(batch.rows)
         if server.is_down(self.now):
             kind, wait = (FailureKind.HANG, server.timeout_s) if server.silent else (FailureKind.CONNECT, 0.0)
             return self.at(self.now + wait, self.fail, ticket, kind)
@@ -270,25 +322,19 @@ class Virtual(VirtualRun):
 
     def failed(self, ticket, failure):
         batch, kind = self.open[ticket], failure.kind
-        index, reaction, retry = batch.endpoint, REACTIONS[failure.kind], self.retry
+        index = batch.endpoint
         for row in self.unfinished[ticket]:
             if self.scheduler.wants(row):
                 self.outcome.saw.setdefault(row, Counter())[kind] += 1
-        if kind is FailureKind.DENIED:
-            self.denied.add(index)
+                if len(batch.rows) == 1:
+                    self.outcome.failed_alone.add(row)
+        self.outcome.refused_short += kind is FailureKind.REJECTED and not batch.rows
+        fault_at = self.scheduler.fleet[index].fault_at
+        self.denials[index] += kind is FailureKind.DENIED and self.sent_at[ticket] >= fault_at
         if kind is FailureKind.REJECTED and len(batch.rows) == 1:
             self.refused_alone.add((batch.rows[0], index))
         if kind is FailureKind.BUSY and failure.retry_after_s:
             self.not_before[index] = max(self.not_before[index], self.now + failure.retry_after_s)
-        row_of = self.in_a_row[index]
-        # Knocking at a door that stays shut may go on: it costs no row anything, and pauses grow to half a minute.
-        row_of["blamed"] += reaction.blamed and kind is not FailureKind.CONNECT
-        row_of["busy"] += kind is FailureKind.BUSY
-        # No retry is unbounded: so many faults in a row close an endpoint for good (each opening after the first
-        # takes one probe; what was in flight when it opened may still come in).
-        slack = retry.max_opens + self.max_in_flight * retry.max_opens
-        assert row_of["blamed"] <= retry.breaker_threshold + slack
-        assert row_of["busy"] <= retry.max_busy + slack
 
     def close(self, ticket):
         assert ticket in self.open, "dropped twice, or after its end"
@@ -311,68 +357,35 @@ class Virtual(VirtualRun):
         if run.failure is None:
             assert len(run.answered) + len(run.failed) == self.rows, "rows were lost"
         else:
-            assert all(e.lost for e in self.scheduler._fleet), "stopped while an endpoint is left"
+            present = [e for e in self.scheduler.fleet if e.breaker is not Breaker.REMOVED]
+            out = present and all(e.breaker is Breaker.OUT for e in present)
+            waits = run.answered or not present
+            patience = retry.give_up_s if waits else min(retry.give_up_s, 60 * retry.base_s)
+            assert out or self.now >= self.answered_at + patience, "the run ended while endpoints may come back"
         copies = sum(run.copied.values())
-        assert copies == counts.copies
-        assert copies <= (max(10, self.rows // 10) + 10 if self.hedge else 0), f"{copies} copies"
-        assert max(run.copied.values(), default=0) <= 1, "one copy a row"
+        assert copies == counts.duplicates
+        assert self.hedge or not copies
+        for row, copied in run.copied.items():
+            assert copied <= 1 + run.saw.get(row, Counter()).total(), f"row {row}: one duplicate at a time"
         for row, saw in run.saw.items():
-            # The budget of a row. Each request after its first is the consequence of a failure, or its one copy.
+            # Each request of a row after its first is the consequence of a failure, or its one duplicate.
             assert len(run.met[row]) <= 1 + saw.total() + run.copied[row], f"row {row} went out for no reason"
-            # Faults: the budget; where two requests carried the row, one more may fail after it was spent.
-            faults = sum(n for kind, n in saw.items() if REACTIONS[kind].attempt)
-            assert faults <= retry.max_attempts + run.copied[row], f"row {row}: {faults} faults"
-            # The first stale connection of a row is free, the others are faults of all rows of the request.
-            assert saw[FailureKind.STALE] <= retry.max_attempts + 1 + run.copied[row]
-            # Refusals: a whole batch, its halves, the row alone, one other endpoint; a copy rides with others.
+            # Refusals: a whole batch, its halves, the row alone, one other endpoint; a duplicate rides with others.
             halvings = math.ceil(math.log2(self.max_size)) + 1
             assert saw[FailureKind.REJECTED] <= (1 + run.copied[row]) * halvings + 1, f"row {row}: {saw}"
-            assert saw[FailureKind.DENIED] <= len(self.servers)
-        for row, kills in run.kills.items():
-            assert len(kills) <= 3, f"row {row} killed {len(kills)} engines"
         for row, failure in run.failed.items():
             saw = run.saw.get(row, Counter())
-            if failure.kind is FailureKind.REJECTED:
-                assert saw[FailureKind.REJECTED], f"row {row} was refused by nobody"
+            assert row in run.failed_alone or run.refused_short, f"row {row} fails for what happened in company"
+            if failure.kind is FailureKind.BUSY:
+                assert self.now >= self.answered_at + retry.give_up_s, f"row {row} gave up early: {failure}"
+            elif failure.kind in REFUSALS:
+                assert any(saw[kind] for kind in REFUSALS), f"row {row} was refused by no endpoint"
             else:
+                # The first stale connection of a row is free, the others are faults of all rows of the request.
                 stale = saw[FailureKind.STALE] and saw[FailureKind.STALE] + saw[FailureKind.CONNECT]
-                deaths = sum(saw[kind] for kind in KILLS) + stale
-                faults = sum(n for kind, n in saw.items() if REACTIONS[kind].attempt) + stale
-                assert faults >= retry.max_attempts or deaths >= 3, f"row {row} gave up early: {failure} {saw}"
-
-
-def check_books(scheduler):
-    """What the scheduler and its fleet keep as running sums is what a recount gives."""
-    fleet, flights = scheduler._fleet, scheduler._flights.values()
-    held, requests = Counter(), Counter()
-    for flight in flights:
-        held[flight.batch.endpoint] += len(flight.unfinished)
-        requests[flight.batch.endpoint] += 1
-    for index, e in enumerate(fleet):
-        assert (e.held, e.requests) == (held[index], requests[index]), f"endpoint {index}: {e}"
-    assert fleet.ready == sum(e.ready for e in fleet)
-    queues = list(scheduler._queues._queues)
-    assert scheduler._queues.unsent == sum(map(len, queues))
-    left = [row for queue in queues for row in queue]
-    for parcel in [*scheduler._parcels, *scheduler._quarantine]:
-        left += [row for row in parcel.rows if scheduler.wants(row)]
-    assert len(set(left)) == len(left), "a row waits in two places"
-    under_way = {row for flight in flights for row in flight.unfinished}
-    assert not under_way & set(left), "a row is under way and waits"
-    assert scheduler._left == len(left) + len(under_way)
-    rates = [e.rate for e in fleet if e.ready]
-    assert math.isclose(fleet._rate_sum, sum(rates), rel_tol=1e-6, abs_tol=1e-6)
-    assert fleet._rated == sum(rate > 0 for rate in rates)
-    timed = [e for e in fleet if e.ready and e.rate > 0 and e.row_s < INF]
-    assert math.isclose(fleet._timed, sum(e.rate for e in timed), rel_tol=1e-6, abs_tol=1e-6)
-    assert math.isclose(fleet._slots, sum(e.rate * e.row_s for e in timed), rel_tol=1e-6, abs_tol=1e-6)
-    opens = scheduler._fleet._retry.max_opens
-    assert [e.lost for e in fleet] == [e.breaker is Breaker.OUT or e.opens >= opens for e in fleet]
-    assert fleet._lost == sum(e.lost for e in fleet)
-    assert fleet.done == sum(e.done for e in fleet)
-    clean = [e.ready and e.proven and not e.blames and not e.busy for e in fleet]
-    assert clean == [e.clean for e in fleet]
-    assert fleet._clean == sum(clean)
+                crashes = sum(saw[kind] for kind in KILLS) + stale
+                faults = sum(n for kind, n in saw.items() if REACTIONS[kind].counts) + stale
+                assert faults >= retry.max_attempts or crashes >= 3, f"row {row} gave up early: {failure} {saw}"
 
 
 def ideal_s(servers, rows):

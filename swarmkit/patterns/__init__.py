@@ -1,1 +1,4 @@
-"""The verbs on lists: scatter-gather, tree-reduce, broadcast."""
+"""The verbs on lists of prompts, under the names of the batch-prompting design: scatter-gather, tree-reduce, broadcast.
+
+Knows nothing of pandas and of HTTP. Imports ``pool``, ``records`` and ``errors``.
+"""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..pool import AgentPool
+from ..pool.agent_pool import AgentPool
 from ..records import Response
 
 __all__ = ["broadcast", "broadcast_and_reduce"]
@@ -18,14 +18,14 @@ async def broadcast(pool: AgentPool, prompt: str) -> list[Response]:
 async def broadcast_and_reduce(
     pool: AgentPool, prompt: str, reduce_prompt: str, reducer_agent_index: int = 0
 ) -> Response:
-    """Broadcast, then have one endpoint merge what came back.
+    """Broadcast a prompt, then have one endpoint merge the answers.
 
     Parameters
     ----------
     pool : AgentPool
-        Whom to ask.
+        The endpoints.
     prompt : str
-        The prompt for everybody.
+        The prompt for every endpoint.
     reduce_prompt : str
         The merging prompt; ``{responses}`` is replaced by the answers.
     reducer_agent_index : int, default 0
@@ -34,7 +34,7 @@ async def broadcast_and_reduce(
     Returns
     -------
     Response
-        The merged answer, or a failure when nobody answered.
+        The merged answer; a failure if no endpoint answered.
     """
     answers = [r.text for r in await broadcast(pool, prompt) if r.success]
     if not answers:

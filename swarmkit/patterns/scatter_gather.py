@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from ..pool import AgentPool
+from ..pool.agent_pool import AgentPool
 from ..records import Response
 
 __all__ = ["map_gather", "scatter_gather"]
 
 
 async def scatter_gather(pool: AgentPool, prompts: Sequence[str]) -> list[Response]:
-    """Send each prompt to its home endpoint ``i % pool.size``, many a request where the pool batches.
+    """Send each prompt to its home endpoint ``i % pool.size``, many per request if the pool batches.
 
     Parameters
     ----------
     pool : AgentPool
-        Whom to ask.
+        The endpoints.
     prompts : sequence of str
         The prompts.
 
@@ -32,6 +32,6 @@ async def scatter_gather(pool: AgentPool, prompts: Sequence[str]) -> list[Respon
 async def map_gather(pool: AgentPool, items: Iterable[Any], prompt_template: str) -> list[Response]:
     """Fill ``{item}`` of a template with each item, and scatter the prompts.
 
-    Only ``{item}`` is replaced; other braces, as in a JSON example, stay what they are.
+    Only ``{item}`` is replaced; other braces, as in a JSON example, are kept.
     """
     return await scatter_gather(pool, [prompt_template.replace("{item}", str(item)) for item in items])

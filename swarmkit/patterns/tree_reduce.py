@@ -1,7 +1,7 @@
-"""Many answers into one, level by level.
+"""Merge many answers into one, level by level.
 
-The nodes of a level go out together, over all groups, in one scatter. A node whose request fails for good
-stays out of the levels above; its leaves are counted as missing, and the rest of the tree goes on.
+The nodes of a level are sent together, over all groups, in one scatter. A node whose request fails for good is not
+part of the levels above; its leaves count as missing, and the rest of the tree continues.
 """
 
 from __future__ import annotations
@@ -9,24 +9,27 @@ from __future__ import annotations
 import re
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any, Literal
 
 from ..errors import SettingError
-from ..pool import AgentPool
+from ..pool.agent_pool import AgentPool
+from ..pool.vllm_pool import VLLMPool
 from ..records import Response
-from ..vllm_pool import VLLMPool
 from .broadcast import SEPARATOR
 
-__all__ = ["Node", "bundles", "check_fanin", "reduce_groups", "roots", "tree_reduce"]
+__all__ = ["Node", "Settle", "bundles", "check_fanin", "reduce_groups", "roots", "tree_reduce"]
 
 UNKNOWN_CONTEXT_FANIN = 50
 _ELLIPSIS = " [...]"
 
-Ask = Callable[[list[str], int], Awaitable[list[Response]]]
-"""Scatters the prompts of one level (counted from 1), and gives a response each."""
+Settle = Callable[[int, Response | None], None]
+"""Takes the response to one of a level's prompts, by its number; None takes it back."""
+ScatterLevel = Callable[[list[str], int, Settle], Awaitable[None]]
+"""Sends the prompts of one level (counted from 1), and settles each of them."""
 Render = Callable[[int, int, str], str]
-"""Makes a node's prompt from its group's number, its level and its children's joined answers."""
+"""Makes a node's prompt from the number of its group, its level and the joined answers of its children."""
 
 
 @dataclass(slots=True)
@@ -38,15 +41,15 @@ class Node:
     node, parent : int, int or None
         Numbers, from 0, leaves first; the root of a group and nodes that failed have no parent.
     level : int
-        0 for leaves; else above all its children.
+        0 for leaves; otherwise one more than the highest of its children.
     group : int
         Number of its group.
     n_leaves : int
-        Leaves below it that are part of its answer.
+        Number of leaves that are part of its answer.
     response, error : str or None
         The answer, or why there is none.
-    shortened : bool
-        Children were cut so that they fit the model's context together.
+    n_shortened : int
+        Children whose answers were cut so that all together fit the model's context.
     """
 
     node: int
@@ -56,32 +59,32 @@ class Node:
     response: str | None
     error: str | None = None
     parent: int | None = None
-    shortened: bool = False
+    n_shortened: int = 0
 
 
 def check_fanin(fanin: int | Literal["auto"]) -> int | Literal["auto"]:
-    """Let through a fan-in of 2 or more, or "auto"."""
+    """Validate a fan-in: 2 or more, or "auto"."""
     if fanin == "auto" or (isinstance(fanin, int) and not isinstance(fanin, bool) and fanin >= 2):
         return fanin
     raise SettingError(f"fanin={fanin!r}: must be 'auto' or a whole number, 2 or more; with less a tree never ends")
 
 
 def bundles(lengths: Sequence[int], fanin: int | None, room: int | None) -> list[range]:
-    """Cut a level's children into bundles, one a node of the level above.
+    """Divide the children of a level into bundles, one for each node of the level above.
 
     Parameters
     ----------
     lengths : sequence of int
         Characters of each child's answer.
     fanin : int or None
-        Children a node; None packs as many as fit the room, and at least two.
+        Children per node; None packs as many as fit ``room``, and at least two.
     room : int or None
         Characters that the children of a node may have together.
 
     Returns
     -------
     list of range
-        Places in ``lengths``, in order, evenly filled where ``fanin`` is a number.
+        Positions in ``lengths``, in order; of equal size, to within one, if ``fanin`` is a number.
 
     Examples
     --------
@@ -111,18 +114,19 @@ def bundles(lengths: Sequence[int], fanin: int | None, room: int | None) -> list
     return [range(a, b) for a, b in pairwise(cuts)]
 
 
-def shorten(texts: Sequence[str], room: int | None) -> tuple[list[str], bool]:
-    """Cut the longest of some texts so that all fit the room together.
+def shorten(texts: Sequence[str], room: int | None) -> tuple[list[str], int]:
+    """Cut the longest of some texts so that all together fit ``room`` characters; the texts, and how many were cut.
 
     Examples
     --------
-    >>> shorten(["short", "x" * 100], 60)[0][0]
-    'short'
+    >>> texts, cut = shorten(["short", "x" * 100], 60)
+    >>> texts[0], cut
+    ('short', 1)
     """
     free = None if room is None else room - len(SEPARATOR) * (len(texts) - 1)
     if free is None or sum(map(len, texts)) <= free:
-        return list(texts), False
-    # The share that all get alike, once those below it have given their rest to the others.
+        return list(texts), 0
+    # The largest equal share: texts shorter than it leave their remainder to the longer ones.
     left, share = max(free, len(texts)), 0
     for rank, length in enumerate(sorted(map(len, texts))):
         share = left // (len(texts) - rank)
@@ -130,27 +134,33 @@ def shorten(texts: Sequence[str], room: int | None) -> tuple[list[str], bool]:
             break
         left -= length
     keep = max(1, share - len(_ELLIPSIS))
-    return [t if len(t) <= share else t[:keep] + _ELLIPSIS for t in texts], True
+    return [t if len(t) <= share else t[:keep] + _ELLIPSIS for t in texts], sum(len(t) > share for t in texts)
 
 
 async def reduce_groups(
-    nodes: list[Node], groups: int, ask: Ask, render: Render, *, fanin: int | None, room: int | None = None
+    nodes: list[Node],
+    groups: int,
+    scatter_level: ScatterLevel,
+    render: Render,
+    *,
+    fanin: int | None,
+    room: int | None = None,
 ) -> None:
     """Reduce each group of leaves to one answer.
 
     Parameters
     ----------
     nodes : list of Node
-        The leaves. The tree grows in it, so that an interrupted reduction leaves what it has; ``roots`` finds the
-        answers.
+        The leaves. Nodes are appended to this list, so that an interrupted reduction keeps its finished nodes;
+        ``roots`` finds the answers.
     groups : int
         Number of groups.
-    ask : callable
-        Scatters a level's prompts.
+    scatter_level : callable
+        Sends a level's prompts. What it has settled is part of the nodes at once, also if it raises.
     render : callable
         Makes a node's prompt.
     fanin : int or None
-        Children a node; None packs by ``room``.
+        Children per node; None packs by ``room``.
     room : int, optional
         Characters the children of a node may have together.
     """
@@ -169,59 +179,61 @@ async def reduce_groups(
             level = 1 + max(n.level for n in top)
             for places in bundles([len(n.response or "") for n in top], fanin, room):
                 children = [top[i] for i in places]
-                if len(children) == 1:  # the odd one out waits for the next level
+                if len(children) == 1:  # a single child moves on to the next level
                     tops[group].append(children[0])
                     continue
                 texts, cut = shorten([n.response or "" for n in children], room)
                 prompts.append(render(group, level, SEPARATOR.join(texts)))
-                node = Node(len(nodes), level, group, sum(n.n_leaves for n in children), None, shortened=cut)
+                node = Node(len(nodes), level, group, sum(n.n_leaves for n in children), None, n_shortened=cut)
                 nodes.append(node)
                 grown.append((node, children))
                 tops[group].append(node)
-        for (node, children), reply in zip(grown, await ask(prompts, rounds), strict=True):
-            for child in children:
-                child.parent = node.node
-            if reply.success:
-                node.response = reply.text
-            else:
-                node.error = reply.error or "no answer"
-                node.n_leaves = 0
+        await scatter_level(prompts, rounds, partial(_settle, grown))
         tops = [[n for n in top if n.error is None] for top in tops]
 
 
+def _settle(grown: Sequence[tuple[Node, Sequence[Node]]], number: int, reply: Response | None) -> None:
+    node, children = grown[number]
+    node.response = reply.text if reply and reply.success else None
+    node.error = (reply.error or "no answer") if reply and not reply.success else None
+    node.n_leaves = sum(child.n_leaves for child in children) if node.error is None else 0
+    for child in children:
+        child.parent = node.node if reply else None
+
+
 def roots(nodes: Sequence[Node], groups: int) -> list[Node | None]:
-    """The node with each group's answer; None for a group that has none (yet)."""
+    """The node with each group's answer; None for a group without one."""
     found: list[Node | None] = [None] * groups
-    open_ends = [0] * groups
+    tops = [0] * groups
     for node in nodes:
         if node.parent is None and node.response is not None:
             found[node.group] = node
-            open_ends[node.group] += 1
-    return [node if ends == 1 else None for node, ends in zip(found, open_ends, strict=True)]
+            tops[node.group] += 1
+    return [node if count == 1 else None for node, count in zip(found, tops, strict=True)]
 
 
 async def tree_reduce(
     pool: AgentPool, prompt: str, reduce_prompt: str, fanin: int = 50, items: list[Any] | None = None
 ) -> Response:
-    """Ask leaves, then merge their answers until one is left.
+    """Ask the leaves, then merge their answers until one is left.
 
     Parameters
     ----------
     pool : AgentPool
-        Whom to ask, for leaves and nodes alike.
+        The endpoints, for leaves and nodes.
     prompt : str
-        The leaves' prompt; with ``items`` its ``{item}`` is replaced by each, else it goes to every endpoint.
+        The leaves' prompt. With ``items``, ``{item}`` is replaced by each item; without, every endpoint is a leaf.
     reduce_prompt : str
         The nodes' prompt; ``{responses}`` is replaced by their children's answers, ``{level}`` by their level.
     fanin : int, default 50
-        Children a node, 2 or more.
+        Children per node, 2 or more.
     items : list, optional
-        What the leaves are about.
+        One leaf for each item.
 
     Returns
     -------
     Response
-        The merged answer; a failure where no leaf or no node answered.
+        The merged answer; a failure if no leaf or no node answered.
 
     Raises
     ------
@@ -230,26 +242,27 @@ async def tree_reduce(
     """
     check_fanin(fanin)
     if "{responses}" not in reduce_prompt:
-        raise SettingError("reduce_prompt must hold {responses}, where the answers to merge go")
+        raise SettingError("reduce_prompt must contain {responses}, which is replaced by the answers to merge")
     if items is None:
         answers = await pool.broadcast_prompt(prompt)
     else:
         answers = await pool.send_all_batched([prompt.replace("{item}", str(item)) for item in items])
     leaves = [r.text for r in answers if r.success]
     if not leaves:
-        error = next((r.error for r in answers), "there was nothing to ask")
+        error = next((r.error for r in answers), "there were no prompts")
         return Response(False, "", error=f"no leaf answered; the first error: {error}")
     cap = pool.max_tokens_aggregation if isinstance(pool, VLLMPool) else None
 
-    async def ask(prompts: list[str], level: int) -> list[Response]:
-        return await pool.send_all_batched(prompts, max_tokens=cap)
+    async def scatter_level(prompts: list[str], level: int, settle: Settle) -> None:
+        for number, reply in enumerate(await pool.send_all_batched(prompts, max_tokens=cap)):
+            settle(number, reply)
 
     def render(group: int, level: int, responses: str) -> str:
         values = {"{responses}": responses, "{level}": str(level)}
         return re.sub(r"\{responses\}|\{level\}", lambda m: values[m[0]], reduce_prompt)
 
     nodes = [Node(i, 0, 0, 1, text) for i, text in enumerate(leaves)]
-    await reduce_groups(nodes, 1, ask, render, fanin=int(fanin))
+    await reduce_groups(nodes, 1, scatter_level, render, fanin=int(fanin))
     root = roots(nodes, 1)[0]
     if root is None:
         return Response(False, "", error=next((n.error for n in reversed(nodes) if n.error), "no answer"))

@@ -1,7 +1,8 @@
-"""What a notebook shows and a hand can press: ``EndpointPicker`` and ``RunMonitor``.
+"""Interactive notebook widgets: ``EndpointPicker`` and ``RunMonitor``.
 
-What they show is made by plain functions of values (``table.py``, ``scene.py``); the widgets hold the state, and
-draw it on a thread of their own, so that neither the notebook nor the run waits for them.
+Their HTML is made by pure functions (``endpoint_table.py``, ``run_view.py``, ``html.py``). The widgets hold the state,
+and redraw on threads of their own (``refresh.py``), so that neither the notebook nor a run waits for them. Knows
+nothing of HTTP. Imports ``pool``, ``runs`` and the packages below them.
 """
 
 from .monitor import RunMonitor, show

@@ -1,4 +1,4 @@
-"""Choose endpoints by hand."""
+"""A widget for choosing endpoints."""
 
 from __future__ import annotations
 
@@ -12,53 +12,56 @@ from typing import Any
 import ipywidgets
 import traitlets
 
-from .. import bridge
-from ..connect import Target, default_pool, resolve, set_default_pool
+from ..client import io_thread
+from ..client.capabilities import PROBE_S, ServerInfo, probe_all, require_model
+from ..client.hostfile import AgentEndpoint
+from ..client.keys import hidden
 from ..errors import EndpointError, SettingError
-from ..hostfile import AgentEndpoint
-from ..markup import plural
-from ..probe import PROBE_S, ServerInfo, judged, probe_all
-from ..vllm_pool import VLLMPool
-from .follow import follow
-from .table import SIZE, Load, header_html, load_of, matching, page_of, row_html, status_html, tag_options
+from ..pool.capabilities import known_words
+from ..pool.connect import default_pool, new_pool, set_default_pool
+from ..pool.targets import Target, resolve
+from ..pool.vllm_pool import VLLMPool
+from ..text import plural
+from .endpoint_table import SIZE, Load, header_html, load_of, matching, page_of, row_html, status_html, tag_options
+from .refresh import follow
 
 __all__ = ["EndpointPicker"]
 
 _LOAD_S = 5.0
-# The columns of the table begin at the same place in every line, header included.
+# The columns of the table are aligned in all rows, the header included.
 _NARROW = {"flex": "0 0 24px", "width": "24px", "margin": "3px 4px 0 2px"}
 _WIDE = {"flex": "1 1 0", "min_width": "0", "margin": "0"}
 
 
 class EndpointPicker(ipywidgets.VBox):
-    """A table of endpoints to tick, with their health.
+    """A table of endpoints with checkboxes and their health.
 
-    Buttons act on the endpoints that the filters let through: *Probe* asks them what they are, *All* adds them to the
-    selection, *None* takes them off it, *Healthy* selects those of them that are up and no others of them.
+    Buttons act on the endpoints that match the filters: *Probe* probes them, *All* adds them to the selection, *None*
+    removes them from it, *Healthy* selects those of them that are up and deselects the others.
 
     Parameters
     ----------
     target : pool, or what ``connect`` takes
-        Whose endpoints; those of the default pool, if not given. Nothing is asked of them until *Probe* is pressed,
-        unless a pool knows them already.
+        The endpoints; those of the default pool by default. No request is sent until *Probe* is pressed; what a pool
+        knows of its endpoints is shown at once.
     **settings
-        What ``VLLMPool`` takes (``model``, ``api_key``, ...), where the target is not a pool.
+        Parameters of ``VLLMPool`` (``model``, ``api_key``, ...), if the target is not a pool.
 
     Attributes
     ----------
     selected : tuple of AgentEndpoint
-        What is ticked, in the order of the table; all to begin with. Assign endpoints or their names to change it;
-        ``observe`` it to hear of changes.
+        The selection, in the order of the table; at first all endpoints. Assign endpoints or their names to change
+        it; ``observe`` it to be notified of changes.
 
     Raises
     ------
     HostfileError, SettingError
-        The target is not understood; names that are not in the table were selected.
+        The target is not valid; names that are not in the table were selected.
 
     Notes
     -----
-    Thousands of endpoints are shown page by page. Requests go out on swarmkit's own loop, many at once but not all;
-    ``/metrics`` is asked only of what is on the page. The notebook stays free meanwhile.
+    Thousands of endpoints are shown page by page. Requests are sent on swarmkit's own event loop with bounded
+    concurrency, so the notebook is not blocked; ``/metrics`` is requested only for endpoints on the page.
 
     Examples
     --------
@@ -72,17 +75,18 @@ class EndpointPicker(ipywidgets.VBox):
 
     def __init__(self, target: Target = None, **settings: Any) -> None:
         target = default_pool() if target is None else target
-        given = {"chat": "auto", **settings}
-        self._source = target if isinstance(target, VLLMPool) else VLLMPool(resolve(target), **given)
+        settings = hidden(settings)
+        own_key = settings.get("api_key") is not None
+        self._source = target if isinstance(target, VLLMPool) else new_pool(resolve(target, own_key), settings)
         self._endpoints = self._source.endpoints
         self._index = {key: i for i, e in enumerate(self._endpoints) for key in (e, e.name)}
         self._infos = self._source._core.infos
         self._load: dict[str, Load] = {}
         self._page: Sequence[int] = ()
-        self._probe: bridge.Job[None] | None = None
-        self._look: bridge.Job[None] | None = None
-        self._asked = self._said = 0
-        self._lock = threading.RLock()  # callbacks come on the kernel's threads, pictures on ours
+        self._probe: io_thread.Job[None] | None = None
+        self._load_job: io_thread.Job[None] | None = None
+        self._n_asked = self._n_answered = 0
+        self._lock = threading.RLock()  # callbacks run on the kernel's threads, redraws on ours
 
         self._text = ipywidgets.Text(placeholder="filter: address, tag or model", layout={"width": "240px"})
         self._tag = ipywidgets.Dropdown(options=tag_options(self._endpoints), layout={"width": "180px"})
@@ -102,15 +106,24 @@ class EndpointPicker(ipywidgets.VBox):
             ],
             layout={"align_items": "center"},
         )
-        self._probe_button = _button("Probe", "heartbeat", "Ask those on show what they are", lambda: self.probe())
+        self._probe_button = _button(
+            "Probe", "heartbeat", "Probe the endpoints that match the filters", lambda: self.probe()
+        )
         buttons = [
             self._probe_button,
-            _button("All", "check-square-o", "Select those on show", lambda: self._choose(lambda on: True)),
-            _button("None", "square-o", "Select none of those on show", lambda: self._choose(lambda on: False)),
-            _button("Healthy", "heart", "Of those on show, select what is up", lambda: self._choose(self._is_up)),
+            _button(
+                "All", "check-square-o", "Select all that match the filters", lambda: self._choose(lambda on: True)
+            ),
+            _button("None", "square-o", "Deselect all that match the filters", lambda: self._choose(lambda on: False)),
+            _button(
+                "Healthy",
+                "heart",
+                "Of all that match the filters, select those that are up",
+                lambda: self._choose(self._is_up),
+            ),
         ]
         tools = ipywidgets.HBox([*buttons, self._text, self._tag], layout={"flex_flow": "row wrap"})
-        # A narrow cell scrolls the table rather than squeezing it.
+        # A narrow cell scrolls the table instead of shrinking it.
         table = ipywidgets.VBox([header, self._table], layout={"min_width": "560px"})
         scroll = ipywidgets.Box([table], layout={"overflow": "auto hidden", "display": "block", "width": "100%"})
         super().__init__([tools, self._status, scroll, self._pager])
@@ -122,18 +135,18 @@ class EndpointPicker(ipywidgets.VBox):
         self._number.observe(lambda _: self._show_page(), "value")
         self._show_page()
 
-    # ---- what is chosen ------------------------------
+    # ---- selection ------------------------------
 
     @traitlets.validate("selected")
     def _known(self, proposal: Any) -> tuple[AgentEndpoint, ...]:
         unknown = [choice for choice in proposal["value"] if choice not in self._index]
         if unknown:
-            raise SettingError(f"{unknown[0]!r} is none of these {plural(len(self._endpoints), 'endpoint')}")
+            raise SettingError(f"{unknown[0]!r} is not one of the {plural(len(self._endpoints), 'endpoint')}")
         return tuple(self._endpoints[i] for i in sorted({self._index[choice] for choice in proposal["value"]}))
 
     @property
     def pool(self) -> VLLMPool:
-        """The sub-pool of what is selected; it shares the connections of the whole.
+        """The sub-pool of the selected endpoints; it shares the connections of the whole pool.
 
         Raises
         ------
@@ -143,39 +156,39 @@ class EndpointPicker(ipywidgets.VBox):
         return self._source.select([self._index[endpoint] for endpoint in self.selected])
 
     def use(self) -> VLLMPool:
-        """Make the sub-pool the default one for ``df.swarm``, and return it."""
+        """Make the sub-pool the default pool, and return it."""
         pool = self.pool
         set_default_pool(pool)
         return pool
 
     def probe(self) -> concurrent.futures.Future[None]:
-        """Ask the endpoints on show what they are, as the button does; returns at once.
+        """Probe the endpoints that match the filters, as the button does; returns at once.
 
         Returns
         -------
         concurrent.futures.Future
-            Over when all have answered or their time is up: ``picker.probe().result()`` waits for that.
+            Done when all have answered or timed out: ``picker.probe().result()`` waits for that.
         """
         with self._lock:
             if self._probe is None or self._probe.done():
                 asked = [self._endpoints[i] for i in self._matches()]
-                self._asked, self._said = len(asked), 0
-                self._probe = bridge.start(self._ask(asked))
+                self._n_asked, self._n_answered = len(asked), 0
+                self._probe = io_thread.start(self._ask(asked))
                 self._probe_button.disabled = True
                 follow(self._probe, self._draw)
             return self._probe
 
     async def _ask(self, endpoints: Sequence[AgentEndpoint]) -> None:
-        def heard(info: ServerInfo) -> None:
-            self._infos[info.endpoint.url] = judged(info, self._source.model)
-            self._said += 1
+        def record(info: ServerInfo) -> None:
+            self._infos[info.endpoint.url] = require_model(info, self._source.model)
+            self._n_answered += 1
 
-        await probe_all(self._source._core.transport(), endpoints, PROBE_S, heard)
+        await probe_all(self._source._core.transport(), endpoints, PROBE_S, record)
         await self._ask_load(self._page)
 
     async def _ask_load(self, page: Iterable[int]) -> None:
         async def one(endpoint: AgentEndpoint) -> None:
-            with contextlib.suppress(EndpointError):  # many servers have no /metrics: then the columns stay empty
+            with contextlib.suppress(EndpointError):  # many servers have no /metrics: the columns stay empty
                 metrics = await self._source._core.transport().get(endpoint, "/metrics", timeout=_LOAD_S)
                 if load := load_of(metrics):
                     self._load[endpoint.url] = load
@@ -186,13 +199,13 @@ class EndpointPicker(ipywidgets.VBox):
         info = self._infos.get(self._endpoints[index].url)
         return info is not None and info.status == "up"
 
-    # ---- what is pressed ------------------------------
+    # ---- events ------------------------------
 
     def _matches(self) -> list[int]:
         return matching(self._endpoints, self._infos, self._text.value, self._tag.value)
 
     def _ticked(self, row: _Row) -> None:
-        """A box has changed: by hand, or because another endpoint has come to stand in its line."""
+        """A checkbox has changed, by a click or because its row now shows another endpoint."""
         with self._lock:
             endpoint = self._endpoints[self._page[self._rows.index(row)]]
             if row.box.value != (endpoint in self.selected):
@@ -214,17 +227,17 @@ class EndpointPicker(ipywidgets.VBox):
     def _turn(self, by: int) -> None:
         self._number.value += by
 
-    # ---- what is shown ------------------------------
+    # ---- display ------------------------------
 
     def _show_page(self) -> None:
-        """Draw the page, and ask those who stand on it for their load."""
+        """Draw the page, and request the load of its endpoints."""
         self._draw()
         with self._lock:
-            if self._look is not None:
-                self._look.stop()
+            if self._load_job is not None:
+                self._load_job.stop()
             if any(self._is_up(i) for i in self._page):
-                self._look = bridge.start(self._ask_load(self._page))
-                follow(self._look, self._draw)
+                self._load_job = io_thread.start(self._ask_load(self._page))
+                follow(self._load_job, self._draw)
 
     def _draw(self) -> None:
         with self._lock:
@@ -238,14 +251,16 @@ class EndpointPicker(ipywidgets.VBox):
             for row, index in zip(rows, self._page, strict=True):
                 endpoint = self._endpoints[index]
                 row.box.value = endpoint in selected
-                row.text.value = row_html(endpoint, self._infos.get(endpoint.url), self._load.get(endpoint.url))
+                info, load = self._infos.get(endpoint.url), self._load.get(endpoint.url)
+                does = known_words(self._source._core.memo, info, self._source.model) if info else ""
+                row.text.value = row_html(endpoint, info, load, does)
             self._table.children = rows
             probing = self._probe is not None and not self._probe.done()
             self._probe_button.disabled = probing
-            asked = self._asked if probing else 0
+            asked = self._n_asked if probing else 0
             problem = None if probing or self._probe is None else self._probe.exception()
             self._status.value = status_html(
-                self._endpoints, self._infos, len(selected), len(matches), asked, self._said, str(problem or "")
+                self._endpoints, self._infos, len(selected), len(matches), asked, self._n_answered, str(problem or "")
             )
 
     def __repr__(self) -> str:
@@ -253,7 +268,7 @@ class EndpointPicker(ipywidgets.VBox):
 
 
 class _Row(ipywidgets.HBox):
-    """A line of the table: a box, and what stands beside it."""
+    """A row of the table: a checkbox and its text."""
 
     def __init__(self, ticked: Callable[[_Row], None]) -> None:
         self.box = ipywidgets.Checkbox(indent=False, layout=_NARROW)

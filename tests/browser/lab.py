@@ -169,6 +169,10 @@ class Page:
         """Run a cell without waiting; the time it was started, in seconds."""
         return float(self.tab.evaluate(_START, cell))
 
+    def wait_idle(self) -> None:
+        """Wait for the kernel; what is sent to it before a cell that failed is wholly over is aborted."""
+        self.tab.wait_for_function("window.panel.sessionContext.session.kernel.status === 'idle'")
+
     def outputs(self, cell: int) -> list[dict[str, Any]]:
         """What stands under a cell, as it would be saved."""
         found: list[dict[str, Any]] = self.tab.evaluate(_OUTPUTS, cell)

@@ -11,7 +11,9 @@ from contract.targets import LOCAL, Target, external, started
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "target" in metafunc.fixturenames:
         names = [*LOCAL, *external(metafunc.config.getoption("hostfile"))]
-        metafunc.parametrize("target", names, indirect=True, scope="session")
+        slow = {"openvino": [pytest.mark.slow]}  # the model of the local engine computes for a minute
+        targets = [pytest.param(name, marks=slow.get(name, [])) for name in names]
+        metafunc.parametrize("target", targets, indirect=True, scope="session")
 
 
 @pytest.fixture(scope="session")

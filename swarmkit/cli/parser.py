@@ -1,0 +1,325 @@
+"""The arguments of the command line, and the texts of ``--help``."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from enum import IntEnum
+from pathlib import Path
+from typing import Any
+
+from .job_script import SUBMIT
+
+__all__ = ["SERVE_KEY", "Exit", "ProbeExit", "parser"]
+
+
+class Exit(IntEnum):
+    """The exit codes of the commands."""
+
+    OK = 0
+    ROWS_FAILED = 1
+    USAGE = 2
+    NO_ENDPOINT = 3
+    NOT_WRITTEN = 4
+    INTERRUPTED = 130
+
+
+class ProbeExit(IntEnum):
+    """The exit codes of ``swarmkit probe``."""
+
+    ALL_UP = 0
+    SOME_UP = 1
+    NONE_UP = 2
+
+
+CODES = f"""\
+exit codes:
+  {Exit.OK:<4} all rows were answered
+  {Exit.ROWS_FAILED:<4} some rows failed; the error column of the output says why
+  {Exit.USAGE:<4} wrong usage or input; nothing was sent
+  {Exit.NO_ENDPOINT:<4} no endpoint was usable, or none was left (finished rows are written)
+  {Exit.NOT_WRITTEN:<4} OUTPUT or the store could not be written; the message says where the rows are
+  {Exit.INTERRUPTED:<4} interrupted by Ctrl-C or SIGTERM (finished rows are written)
+"""
+SERVE_KEY = "SWARMKIT_LOCAL_KEY"
+CHUNK_ROWS = 20_000
+
+
+def parser() -> argparse.ArgumentParser:
+    """The parser of the whole command line; ``args.command`` is the name of the command."""
+    from ..version import __version__
+
+    top = argparse.ArgumentParser(
+        prog="swarmkit", description="Push a table's column of prompts through a swarm of LLM endpoints.",
+        epilog="swarmkit COMMAND --help has an example of each. New here? swarmkit demo",
+    )  # fmt: skip
+    top.add_argument("--version", action="version", version=f"swarmkit {__version__}")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for add in (
+        _add_scatter,
+        _add_tree_reduce,
+        _add_compare,
+        _add_probe,
+        _add_wait,
+        _add_launch,
+        _add_serve,
+        _add_demo,
+    ):
+        add(commands)
+    return top
+
+
+def _command(commands: Any, name: str, summary: str, example: str) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name, help=summary, description=summary, allow_abbrev=False,
+        epilog=example, formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    return parser
+
+
+def _add_endpoint_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("endpoints")
+    target = group.add_mutually_exclusive_group()
+    target.add_argument(
+        "--hostfile", metavar="H", help="file with one endpoint per line; $SWARMKIT_HOSTFILE by default"
+    )
+    target.add_argument("--url", metavar="URL", action="append", help="address of an endpoint; repeatable")
+    key = group.add_mutually_exclusive_group()
+    key.add_argument("--api-key-env", metavar="NAME", help="environment variable that holds the endpoints' key")
+    key.add_argument("--api-key-file", metavar="FILE", type=Path,
+                     help="file that holds it, which is read again for each request")  # fmt: skip
+    group.add_argument("--model", metavar="M", help="the model, where the servers list several; scatter: or its column")
+
+
+def _add_send_options(parser: argparse.ArgumentParser, out: str | None, keeps_rows: bool = False) -> None:
+    """``out``: the content of the column of answers; None for a command that does not write answers.
+
+    ``keeps_rows``: whether the output has the rows of the input.
+    """
+    parser.add_argument("inputs", metavar="INPUT", nargs="+",
+                        help="files, folders or globs of .csv, .tsv, .jsonl (each also .gz) or .parquet")  # fmt: skip
+    group = parser.add_argument_group("tables")
+    group.add_argument("-o", "--output", metavar="OUTPUT", required=bool(out) and not keeps_rows,
+                       help="where the table goes, its format by suffix; - is the standard output")  # fmt: skip
+    if keeps_rows:
+        group.add_argument("--in-place", action="store_true",
+                           help="write the answers into INPUT itself, which is replaced when all is done")  # fmt: skip
+    group.add_argument("--format", choices=("csv", "tsv", "jsonl"), default="csv", help="format for -o - (csv)")
+    group.add_argument("--overwrite", action="store_true", help="replace OUTPUT if it exists")
+    if out:
+        group.add_argument("--out", metavar="NAME", default="response", help=f"column of {out} (response)")
+    group.add_argument("--limit", metavar="N", type=_count,
+                       help="ask N rows at most; the others are written as they are" if keeps_rows
+                       else "use the first N rows only")  # fmt: skip
+    group.add_argument("--na", metavar="TEXT", action="append", default=[],
+                       help="CSV and TSV: a text that means missing, besides the empty one; repeatable")  # fmt: skip
+    group = parser.add_argument_group("requests")
+    group.add_argument("--system", metavar="TEXT", help="system prompt")
+    group.add_argument("--max-tokens", metavar="N", type=_count, help="maximum number of tokens per answer")
+    group.add_argument("--temperature", metavar="T", type=float, help="sampling temperature; 0 is greedy")
+    group.add_argument("--param", metavar="NAME=JSON", action="append", default=[],
+                       help="another field of the request: --param top_p=0.9 --param 'stop=[\"END\"]'")  # fmt: skip
+    group.add_argument("--schema", metavar="SPEC",
+                       help="what an answer must be: 'tone=pos|neg,n=int', or a .json file with a schema")  # fmt: skip
+    group.add_argument("--chat", choices=("auto", "none"), default="auto",
+                       help="wrap prompts in the model's chat template (auto), or send them unchanged")  # fmt: skip
+    if out:
+        group.add_argument(
+            "--store", metavar="FOLDER", help="keep finished rows there; the same call again asks only the others"
+        )
+        group.add_argument("--mode", choices=("batch", "single"), help="many prompts per request (batch), or one")
+        group.add_argument("--too-long", choices=("error", "truncate", "truncate_left"),
+                           help="prompts beyond the context fail (error), or lose their end or beginning")  # fmt: skip
+    group.add_argument("--delivery", choices=("auto", "rows", "batch"), default="auto",
+                       help="answers as they finish (rows), or a request at a time (batch)")  # fmt: skip
+    group.add_argument("--dialect", choices=("openai", "vllm", "first"),
+                       help="what the servers are like, where that is not to be learned")  # fmt: skip
+    group.add_argument("--give-up", metavar="S", type=float,
+                       help="seconds without an answer of any endpoint after which the run ends (600)")  # fmt: skip
+    group.add_argument("--watch", action="store_true", help="follow the hostfile while it changes")
+    group.add_argument("--quiet", action="store_true", help="no progress bar and no summary")
+    _add_endpoint_options(parser)
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number, 1 or more")
+    return int(text)
+
+
+def _add_scatter(commands: Any) -> None:
+    example = (
+        "example:\n  swarmkit scatter papers.csv --hostfile agents.hostfile -o answers.csv \\\n"
+        '    --prompt "Summarise in one sentence: {abstract}" --max-tokens 100 --temperature 0\n\n'
+        "Only failed or unanswered rows, after an interrupt or a failure:\n"
+        "  swarmkit scatter answers.csv --only-missing --in-place --hostfile agents.hostfile --prompt ...\n\n"
+        "Files are read, sent and written in chunks, so they may be larger than memory. Until it is\n"
+        "complete, OUTPUT is named OUTPUT.part. The .part file of a killed process can be read up to its last\n"
+        "line (but not Parquet), and with --store the same command asks only the unfinished rows.\n"
+        "OUTPUT always has all rows of the inputs. If it cannot be written, as on a full disk, the rows go\n"
+        "to a file in the folder for temporary files.\n\n"
+        "Values of CSV and TSV files are text, and are written unchanged.\n\n"
+        "Batch files, lines of the OpenAI Batch API and of vllm run-batch, take no --prompt: each line has\n"
+        "its own request. The answers are lines of the same API; failed lines have their error in it:\n"
+        "  swarmkit scatter requests.jsonl -o answers.jsonl --hostfile agents.hostfile --store runs/a\n\n" + CODES
+    )
+    p = _command(commands, "scatter", "Ask one question per row, and write the table with the answers.", example)
+    asked = p.add_mutually_exclusive_group()  # neither: the inputs are batch files
+    asked.add_argument("--prompt", metavar="TEMPLATE", help="text with {column} placeholders, or a column")
+    asked.add_argument("--messages", metavar="COLUMN", help="a column of conversations, lists of messages")
+    p.add_argument("--examples", metavar="FILE",
+                   help="table of the prompt's columns and of answers, shown to the model first")  # fmt: skip
+    p.add_argument("--assistant-prefix", metavar="TEXT", help="the first words of every answer")
+    p.add_argument("--n", metavar="N", type=_count, default=1, help="answers per row (1)")
+    p.add_argument(
+        "--details", action="store_true", help="add columns: finish reason, endpoint, tokens, time, attempts..."
+    )
+    p.add_argument("--only-missing", action="store_true", help="ask only rows without an answer, keep the others")
+    p.add_argument("--chunk-rows", metavar="N", type=_count, default=CHUNK_ROWS,
+                   help=f"rows sent and written at a time, three chunks at most ({CHUNK_ROWS})")  # fmt: skip
+    _add_send_options(p, "answers", keeps_rows=True)
+
+
+def _add_tree_reduce(commands: Any) -> None:
+    example = (
+        "example:\n  swarmkit tree-reduce answers.csv --column response --by organism --fanin 8 \\\n"
+        "    --prompt $'Merge these findings into one:\\n{responses}' \\\n"
+        "    --hostfile agents.hostfile -o findings.csv\n\n" + CODES
+    )
+    p = _command(commands, "tree-reduce", "Merge a column of texts into one answer per group, level by level.", example)
+    p.add_argument("--column", metavar="C", required=True, help="the column of texts")
+    p.add_argument("--prompt", metavar="TEMPLATE", required=True,
+                   help="text with {responses}; {level} and the columns of --by are optional")  # fmt: skip
+    p.add_argument("--by", metavar="K", action="append", help="column to group by; repeatable")
+    p.add_argument("--fanin", metavar="N", type=_fanin, default="auto",
+                   help="texts per merge, 2 or more, or auto: as many as fit the context (auto)")  # fmt: skip
+    p.add_argument("--trace", action="store_true", help="write the whole tree, one row per node")
+    _add_send_options(p, "merged answers")
+
+
+def _fanin(text: str) -> int | str:
+    return text if text == "auto" else _count(text)
+
+
+def _add_compare(commands: Any) -> None:
+    example = (
+        "example:\n  swarmkit compare papers.csv --hostfile agents.hostfile --max-tokens 100 --temperature 0 \\\n"
+        '    --prompt "Summarise in one sentence: {abstract}" --batch-sizes 1,10,100 --plot batching.png\n\n' + CODES
+    )
+    p = _command(
+        commands,
+        "compare",
+        "Measure batch against single requests on your endpoints, with a sample of a table.",
+        example,
+    )
+    p.add_argument("--prompt", metavar="TEMPLATE", required=True, help="text with {column} placeholders, or a column")
+    p.add_argument("--sample", metavar="N", type=_count, default=256, help="rows to measure on (256)")
+    p.add_argument("--repeats", metavar="N", type=_count, default=3, help="runs of each mode; a verdict needs 3 (3)")
+    p.add_argument(
+        "--batch-sizes", metavar="N,N", type=lambda t: [*map(_count, t.split(","))], help="batch sizes to compare"
+    )
+    p.add_argument("--plot", metavar="PICTURE", type=Path, help="write a plot to a .png, .svg or .pdf file")
+    _add_send_options(p, None)
+    p.set_defaults(mode=None)
+
+
+def _add_probe(commands: Any) -> None:
+    example = (
+        "example:\n  swarmkit probe --hostfile agents.hostfile\n\n"
+        f"exit codes:\n  {ProbeExit.ALL_UP:<4} all endpoints are up\n  {ProbeExit.SOME_UP:<4} some are not up\n"
+        f"  {ProbeExit.NONE_UP:<4} none is up, or wrong usage\n"
+    )
+    p = _command(commands, "probe", "Show the state and the capabilities of every endpoint.", example)
+    p.add_argument("--timeout", metavar="S", type=float, default=10.0, help="seconds an endpoint has to answer (10)")
+    p.add_argument("--deep", action="store_true",
+                   help="try what each route of every endpoint really does: 50 to 100 short requests each")  # fmt: skip
+    p.add_argument("--format", choices=("text", "json", "csv"), default="text", help="what is printed (text)")
+    p.add_argument("--json", action="store_const", const="json", dest="format", help="the same as --format json")
+    _add_endpoint_options(p)
+
+
+def _add_wait(commands: Any) -> None:
+    example = (
+        "example, in a batch job that starts its own servers:\n"
+        "  swarmkit wait --hostfile agents.hostfile --output ready.hostfile --min 0.9 && \\\n"
+        "    swarmkit scatter papers.csv --hostfile ready.hostfile --prompt ... -o answers.csv\n\n"
+        f"exit codes:\n  {Exit.OK:<4} enough endpoints are up\n  {Exit.USAGE:<4} wrong usage\n"
+        f"  {Exit.NO_ENDPOINT:<4} the time ran out before enough were up\n"
+    )
+    p = _command(commands, "wait", "Wait until a cluster's servers are up; write a hostfile of those.", example)
+    p.add_argument("--output", metavar="READY", type=Path, help="file to write the healthy endpoints to")
+    p.add_argument("--min", metavar="N", type=_share, default=1.0, dest="min_ready",
+                   help="endpoints to wait for: a number (90) or a share (0.9); all by default")  # fmt: skip
+    p.add_argument("--timeout", metavar="S", type=float, default=3600.0, help="seconds to wait for the first (3600)")
+    p.add_argument("--patience", metavar="S", type=float, default=300.0,
+                   help="seconds to wait for the others after the first (300)")  # fmt: skip
+    p.add_argument("--every", metavar="S", type=float, default=5.0, help="seconds between two health checks (5)")
+    p.add_argument("--quiet", action="store_true", help="no messages while waiting")
+    _add_endpoint_options(p)
+
+
+def _share(text: str) -> float | int:
+    try:
+        return float(text) if "." in text else _count(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number of endpoints nor a share such as 0.9") from None
+
+
+def _add_launch(commands: Any) -> None:
+    example = (
+        "example:\n  swarmkit launch --template job.slurm --nodes 16 --per-node 4 --model Qwen/Qwen3-8B\n"
+        "  sbatch -A ACCOUNT -p PARTITION job.slurm\n\n"
+        "It writes the script and submits nothing. Words after -- are options of the server:\n"
+        "  swarmkit launch ... -- --max-model-len 8192\n"
+    )
+    p = _command(
+        commands, "launch", "Write a job script that starts servers on a cluster and lists them in a hostfile.", example
+    )
+    p.add_argument("--template", choices=tuple(SUBMIT), required=True, help="the script of which batch system")
+    p.add_argument("--model", metavar="M", help="the model to serve, a name or a path; the server's own by default")
+    p.add_argument("--nodes", metavar="N", type=_count, required=True, help="nodes of the job")
+    p.add_argument("--per-node", metavar="K", type=_count, default=1, help="servers of each node (1)")
+    p.add_argument("--gpus", metavar="G", type=_count, default=1, help="GPUs, or tiles, of each server (1)")
+    p.add_argument("--port", metavar="P", type=_count, default=8000, help="port of each node's first server (8000)")
+    p.add_argument("--walltime", metavar="H:MM:SS", default="1:00:00", help="(1:00:00)")
+    p.add_argument("--suffix", metavar="TEXT", default="",
+                   help="what follows the nodes' names, in place of a domain: .hsn.example.org")  # fmt: skip
+    p.add_argument("--hostfile", metavar="H", type=Path, default=Path("agents.hostfile"),
+                   help="where the job lists its servers once they are up (agents.hostfile)")  # fmt: skip
+    p.add_argument("--engine", choices=("vllm",), default="vllm", help="what serves (vllm)")
+    p.add_argument("--command", metavar="WORDS", default="vllm serve", type=shlex.split, dest="server",
+                   help="how it is called: 'apptainer exec --nv vllm.sif vllm serve' (vllm serve)")  # fmt: skip
+    p.add_argument("--setup", metavar="LINE", action="append", default=[],
+                   help="a line of shell before that, on each node: 'module load frameworks'; repeatable")  # fmt: skip
+    p.add_argument("-o", "--output", metavar="SCRIPT", type=Path, help="the script; named as its template by default")
+    p.add_argument("--overwrite", action="store_true", help="replace SCRIPT if it exists")
+    p.add_argument("options", metavar="OPTION", nargs="*", help="options of the server, after --")
+
+
+def _add_serve(commands: Any) -> None:
+    example = (
+        "example, in two terminals:\n  swarmkit serve --engine echo\n"
+        f"  swarmkit probe --url http://127.0.0.1:8000 --api-key-env {SERVE_KEY}\n\n"
+        f"The key is the value of ${SERVE_KEY}. If that is not set, a random key is written to a file\n"
+        "that only you can read, and a message shows how to load it in the second terminal.\n"
+        "Only this machine can reach the endpoint. Ctrl-C stops it.\n"
+    )
+    p = _command(commands, "serve", "Run an OpenAI-compatible endpoint on this machine, until Ctrl-C.", example)
+    p.add_argument("--engine", choices=("auto", "echo", "openvino"), default="auto",
+                   help="openvino: a small model on the CPU; echo: no model; auto: openvino if installed")  # fmt: skip
+    p.add_argument("--port", metavar="P", type=int, default=8000, help="0 takes a free one (8000)")
+    p.add_argument("--model", help="openvino: a GGUF file; echo: the model's name")
+    p.add_argument("--fault", metavar="SPEC", action="append", default=[],
+                   help="inject a fault: --fault http_500:probability=0.1; repeatable")  # fmt: skip
+    p.add_argument("--option", metavar="NAME=JSON", action="append", default=[],
+                   help="another option of swarmkit.local: --option tokens_per_s=50; repeatable")  # fmt: skip
+
+
+def _add_demo(commands: Any) -> None:
+    example = (
+        "example:\n  swarmkit demo\n\nThe first time, it downloads the model (93 MB). It takes one to three minutes.\n"
+    )
+    p = _command(commands, "demo", "Run a demonstration: two endpoints on this machine, a table of genes.", example)
+    p.add_argument("--n", metavar="N", type=_count, default=2, help="endpoints to start (2)")
+    p.add_argument("--engine", choices=("auto", "openvino", "echo"), default="auto", help="as for swarmkit serve")
+    p.add_argument("--limit", metavar="ROWS", type=_count, default=64, help="rows of the table, of 397 (64)")

@@ -1,0 +1,484 @@
+"""What a run cost, counted from its events."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from ..engine.breaker import Breaker
+from ..engine.columns import Columns
+from ..records import Usage
+from ..text import plural, table_html
+from .events import (
+    EndpointChanged,
+    RequestEnded,
+    RequestSent,
+    RouteChanged,
+    RowFailed,
+    RowInvalid,
+    RowsDone,
+    RowsRetracted,
+    RowsReused,
+    RunEnded,
+    RunEvent,
+    RunStarted,
+    RunWaits,
+)
+from .roster import Roster
+from .story import Story
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["BARE", "UNTOLD", "EndpointStats", "RunStats"]
+
+_HELD_BACK = "It is held back, and its rows are asked again elsewhere"
+UNTOLD = "no log-probabilities"
+"""What the route of an endpoint says that gives none, where they are asked for."""
+BARE = "no chats: prompts are sent as they are"
+"""What the route of an endpoint says that has no chats, where chats are asked for."""
+LOGGED = 100_000
+"""Requests that a run's timeline keeps: enough for any picture, and a bound on memory."""
+
+
+@dataclass(slots=True)
+class EndpointStats:
+    """One endpoint's part in a run: requests, rows answered, failed requests, seconds with requests in flight, and the
+    state of its breaker."""
+
+    name: str
+    requests: int = 0
+    rows: int = 0
+    failures: int = 0
+    busy_s: float = 0.0
+    in_flight: int = 0
+    busy_since: float = 0.0
+    last_failure: str = ""
+    breaker: Breaker = Breaker.CLOSED
+
+
+@dataclass(slots=True)
+class RunStats:
+    """What a run cost. A listener: call it with a run's events.
+
+    Attributes
+    ----------
+    rows, answered, failed : int
+        Rows in the column; rows that a server answered in this run; rows with an error.
+    reused, stored, kept : int
+        Rows with an answer that was not asked for in this run: that of another row with the same prompt; from a store;
+        what the frame had already (``only_missing=True``).
+    cut : int
+        Answers that ended for want of tokens (``finish_reason`` "length"), of those that servers gave in this run.
+    invalid, repaired, given_up : int
+        Answers that were not what the schema asks for; rows that had one, and a valid one when they were asked again;
+        rows that had none.
+    truncated, shortened : int
+        Prompts that were cut to fit the model's context (``too_long=``); texts that were cut so that those of a node of
+        a tree fit it together.
+    max_tokens, context : int
+        Tokens an answer may have, and the context to which prompts were cut; 0 where that is not known.
+    samples : int
+        Answers a row, the ``n`` of the call.
+    requests, failed_requests : int
+        Requests sent, and those that failed.
+    batch_sizes : dict of int to int
+        Rows in a request to number of such requests.
+    prompt_tokens, completion_tokens : int
+        Spent in this run, as the servers counted them, over rows where they said: the prompt of a row once, whatever
+        its ``n``; nothing for rows that are reused, stored or kept. A reply to many prompts that is not streamed is
+        counted as a whole; it has counts for each row, in the frame and in stores, only with ``details=True``.
+    reused_prompt_tokens, reused_completion_tokens : int
+        What the reused rows would have cost.
+    stored_prompt_tokens, stored_completion_tokens : int
+        What the stored rows have cost when they were asked.
+    retries, halvings, steals, reissues : int
+        Failed batches sent again; refused batches split in two; batches taken from another endpoint's queue; rows sent
+        to a second endpoint because the first one took too long.
+    time_s : float
+        Seconds from start to end.
+    routes : dict of str to int
+        Routes, and how many endpoints each was used for.
+    endpoints : list of EndpointStats
+        By endpoint index.
+    waits : str
+        While no endpoint is up: for how long the run goes on trying; else empty.
+    recent_failures : deque of str
+        What went wrong last (20 at most), requests and rows, the newest at the end.
+    newest : deque of int
+        Positions of the rows that were answered last (3 at most).
+    roster : Roster
+        The names of the endpoints by index, also of those that are added while the run goes on.
+    notices : list of str
+        What is said at once, a line each: endpoints that gave the same answer to every prompt, where others did not, or
+        that had another chat template than was known, or refused their key while others went on; a watched hostfile
+        that cannot be read; endpoints added to it that the run cannot use.
+    listener_errors : list of str
+        Listeners that raised and were removed, a line each.
+    story : Story
+        What happened, in order; ``Run.story`` shows it.
+
+    Examples
+    --------
+    >>> RunStats(rows=2, answered=2, requests=1, time_s=0.5)
+    <RunStats: 2 of 2 rows answered in 0.5 s (4.0 rows/s), 1 request>
+    """
+
+    rows: int = 0
+    answered: int = 0
+    reused: int = 0
+    stored: int = 0
+    kept: int = 0
+    failed: int = 0
+    cut: int = 0
+    invalid: int = 0
+    repaired: int = 0
+    given_up: int = 0
+    truncated: int = 0
+    shortened: int = 0
+    max_tokens: int = 0
+    context: int = 0
+    samples: int = 1
+    requests: int = 0
+    failed_requests: int = 0
+    batch_sizes: dict[int, int] = field(default_factory=dict)
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    reused_prompt_tokens: int = 0
+    reused_completion_tokens: int = 0
+    stored_prompt_tokens: int = 0
+    stored_completion_tokens: int = 0
+    retries: int = 0
+    halvings: int = 0
+    steals: int = 0
+    reissues: int = 0
+    time_s: float = 0.0
+    routes: dict[str, int] = field(default_factory=dict)
+    endpoints: list[EndpointStats] = field(default_factory=list)
+    waits: str = ""
+    recent_failures: deque[str] = field(default_factory=lambda: deque(maxlen=20))
+    newest: deque[int] = field(default_factory=lambda: deque(maxlen=3))
+    roster: Roster = field(default_factory=Roster, compare=False)
+    notices: list[str] = field(default_factory=list)
+    listener_errors: list[str] = field(default_factory=list)
+    story: Story = field(default_factory=Story, compare=False)
+    _log: list[tuple[str, int, float, float, str | None]] = field(default_factory=list)
+    _open: dict[int, RequestSent] = field(default_factory=dict)
+    _began: float = 0.0
+    _counted: int = 0
+    _not_yet_valid: set[int] = field(default_factory=set, compare=False)
+    _given_up: set[int] = field(default_factory=set, compare=False)
+    _columns: Columns | None = field(default=None, compare=False)
+
+    def __call__(self, event: RunEvent) -> None:
+        """Count one event."""
+        match event:
+            case RowsDone(ticket, endpoint, rows, _, at_s, usage):
+                self.answered += len(rows)
+                self.endpoints[endpoint].rows += len(rows)
+                self.newest.extend(rows)
+                self._spent(rows, usage, ticket)
+                if self._not_yet_valid:
+                    self.repaired += len(self._not_yet_valid.intersection(rows))
+                    self._not_yet_valid.difference_update(rows)
+                self.time_s = at_s - self._began
+                self.waits = ""
+                if rows and (self.story.everything or self.story.followed):
+                    sent_s = self._open[ticket].at_s - self._began
+                    self.story.answered(event, sent_s, self.time_s, self.endpoints[endpoint].name)
+            case RowsRetracted(endpoint, rows, _, at_s):  # what they cost is spent
+                failed = self._given_up.intersection(rows)
+                self._given_up -= failed
+                self.given_up -= len(failed)
+                self.failed -= len(failed)
+                self.answered -= len(rows) - len(failed)
+                self.endpoints[endpoint].rows -= len(rows) - len(failed)
+                self.story.retracted(event, at_s - self._began, self.endpoints[endpoint].name)
+            case RequestSent():
+                self._sent(event)
+            case RequestEnded():
+                self._ended(event)
+            case RunWaits():
+                if event.until_s - event.at_s >= 2.0:  # else it is over before anybody has read it
+                    self.waits = event.describe()
+            case RowInvalid():
+                self._is_invalid(event)
+            case RowFailed():
+                self.failed += 1
+                if event.row in self._not_yet_valid:
+                    self._not_yet_valid.discard(event.row)
+                    self._given_up.add(event.row)
+                    self.given_up += 1
+                self.recent_failures.append(event.failure.describe())
+                self.story.row_failed(event, event.at_s - self._began)
+            case RowsReused():
+                self._reused(event)
+                self.story.reused(event, self.time_s)
+            case EndpointChanged():
+                self._changed(event)
+            case RouteChanged(index, route, at_s):
+                name = self.endpoints[index].name
+                self.routes[route] = self.routes.get(route, 0) + 1
+                self.notices.append(f"{name} has another chat template than before: its rows are sent by {route}")
+                self.story.rerouted(event, at_s - self._began, name)
+            case RunStarted():
+                self._started(event)
+            case RunEnded():
+                self._over(event)
+
+    def follow(self, columns: Columns) -> None:
+        """Count the answers in these columns from now on, until the run ends."""
+        self._columns, self.samples = columns, columns.n
+
+    def _spent(self, rows: Sequence[int], usage: Usage | None, ticket: int) -> None:
+        if self._columns is None:
+            return
+        cost = self._columns.cost(rows)
+        self.cut += cost.cut
+        if usage is not None:  # of all that was asked, also of rows that had their answers by then
+            self.prompt_tokens += usage.prompt_tokens
+            self.completion_tokens += usage.completion_tokens
+            self._counted += len(self._open[ticket].rows) * self.samples
+        else:
+            self.prompt_tokens += cost.prompt_tokens
+            self.completion_tokens += cost.completion_tokens
+            self._counted += cost.counted
+
+    def _is_invalid(self, event: RowInvalid) -> None:
+        self.invalid += 1
+        self._not_yet_valid.add(event.row)
+        self.prompt_tokens += event.prompt_tokens
+        self.completion_tokens += event.completion_tokens
+        self._counted += event.completion_tokens > 0
+        self.story.invalid(event, event.at_s - self._began, self.endpoints[event.endpoint].name)
+
+    def _reused(self, event: RowsReused) -> None:
+        answered = len(event.rows) - event.failed
+        self.failed += event.failed
+        if event.stored:
+            self.stored += answered
+            self.stored_prompt_tokens += event.prompt_tokens
+            self.stored_completion_tokens += event.completion_tokens
+        else:
+            self.reused += answered
+            self.reused_prompt_tokens += event.prompt_tokens
+            self.reused_completion_tokens += event.completion_tokens
+
+    def _started(self, event: RunStarted) -> None:
+        # The levels of a tree-reduce are runs of their own, counted as one: its clock goes on.
+        self._began = event.at_s - self.time_s
+        self.story.started(event, self.time_s)
+        known = bool(self.endpoints)
+        self._enrol(event.endpoints)
+        if known:
+            return
+        for route in event.routes:
+            self.routes[route] = self.routes.get(route, 0) + 1
+
+    def _changed(self, event: EndpointChanged) -> None:
+        self._enrol(self.roster.names)
+        endpoint = self.endpoints[event.endpoint]
+        match event.state:
+            case "distrusted" if event.failure:
+                self.notices.append(f"{endpoint.name} is not believed: {event.failure.message}. {_HELD_BACK}")
+            case "paused" if event.failure and event.failure.of_key:
+                if any(e.breaker is Breaker.CLOSED for e in self.endpoints):
+                    again = "It is tried again; its rows are asked elsewhere"
+                    self.notices.append(f"{event.failure.describe()}. {again}")
+            case "added":
+                endpoint.breaker, self.waits = Breaker.CLOSED, ""
+            case "removed":
+                endpoint.breaker = Breaker.REMOVED
+        self.story.changed(event, event.at_s - self._began, endpoint.name)
+
+    def _enrol(self, names: Sequence[str]) -> None:
+        """Count for these endpoints, too, where they are new."""
+        self.endpoints += map(EndpointStats, names[len(self.endpoints) :])
+
+    def _sent(self, event: RequestSent) -> None:
+        rows, endpoint = len(event.rows), self.endpoints[event.endpoint]
+        self.requests += 1
+        if rows:
+            self.batch_sizes[rows] = self.batch_sizes.get(rows, 0) + 1
+        self._open[event.ticket] = event
+        endpoint.requests += 1
+        endpoint.breaker = event.breaker
+        if not endpoint.in_flight:
+            endpoint.busy_since = event.at_s
+        endpoint.in_flight += 1
+        if self.story.everything or event.resent:
+            self.story.sent(event, event.at_s - self._began, endpoint.name)
+
+    def _ended(self, event: RequestEnded) -> None:
+        endpoint = self.endpoints[event.endpoint]
+        endpoint.breaker = event.breaker
+        self._freed(endpoint, event.at_s)
+        if event.failure is not None:
+            self.failed_requests += 1
+            endpoint.failures += 1
+            endpoint.last_failure = event.failure.describe()
+            self.recent_failures.append(endpoint.last_failure)
+        kind = event.failure.kind if event.failure else None
+        sent = self._open.pop(event.ticket)
+        if not (sent.rows or event.failure or event.dropped):  # a probe was answered
+            self.waits = ""
+        self._note(sent, event.at_s, "dropped" if event.dropped else kind)
+        if event.failure is not None or event.dropped:
+            began = self._began
+            self.story.ended(event, sent, sent.at_s - began, event.at_s - began, endpoint.name)
+
+    def _over(self, event: RunEnded) -> None:
+        self.time_s = event.at_s - self._began
+        in_flight = [(sent, self.endpoints[sent.endpoint].name) for sent in self._open.values()]
+        self.story.over(event, in_flight, self.time_s)
+        for sent in self._open.values():
+            self._freed(self.endpoints[sent.endpoint], event.at_s)
+            self._note(sent, event.at_s, "dropped")
+        self._open.clear()
+        self._columns = None
+
+    def _freed(self, endpoint: EndpointStats, at_s: float) -> None:
+        endpoint.in_flight -= 1
+        if not endpoint.in_flight:
+            endpoint.busy_s += at_s - endpoint.busy_since
+
+    def _note(self, sent: RequestSent, at_s: float, failure: str | None) -> None:
+        if len(self._log) < LOGGED:
+            name, began = self.endpoints[sent.endpoint].name, self._began
+            self._log.append((name, len(sent.rows), sent.at_s - began, at_s - began, failure))
+
+    @property
+    def known(self) -> int:
+        """Rows that have an answer, wherever it came from."""
+        return self.answered + self.reused + self.stored + self.kept
+
+    @property
+    def tokens_an_answer(self) -> float | None:
+        """Mean tokens of the answers that servers gave in this run and whose tokens they counted; None without any."""
+        return self.completion_tokens / self._counted if self._counted else None
+
+    @property
+    def rows_per_s(self) -> float:
+        """Rows answered a second."""
+        return self.answered / self.time_s if self.time_s > 0 else 0.0
+
+    def apart(self) -> dict[str, int]:
+        """Rows that were not asked, by why; answers that are cut off, and prompts that were cut: those there are."""
+        counts = {"reused": self.reused, "stored": self.stored, "kept": self.kept, "cut off": self.cut}
+        counts |= {"prompts cut": self.truncated, "texts shortened": self.shortened}
+        return {name: count for name, count in counts.items() if count}
+
+    def cuts(self) -> list[str]:
+        """What was cut, a line each. One token an answer is asked for by who wants no more."""
+        lines = []
+        if self.cut and self.max_tokens > 1:
+            answers = _were(self.cut, self.answered * self.samples, "answer")
+            lines.append(f"{answers} cut off at max_tokens={self.max_tokens}: raise max_tokens=")
+        if self.truncated:
+            lines.append(
+                f"{_were(self.truncated, self.rows, 'prompt')} cut to fit the context of {self.context:,} tokens"
+            )
+        if self.shortened:
+            verb = "was" if self.shortened == 1 else "were"
+            lines.append(f"{plural(self.shortened, 'text')} {verb} shortened to fit the context (column n_shortened)")
+        return lines
+
+    def frame(self) -> pd.DataFrame:
+        """One row per endpoint: ``endpoint, rows, requests, failures, busy_s, last_failure``."""
+        import pandas as pd
+
+        columns = ("endpoint", "rows", "requests", "failures", "busy_s", "last_failure")
+        values = [(e.name, e.rows, e.requests, e.failures, e.busy_s, e.last_failure) for e in self.endpoints]
+        return pd.DataFrame(values, columns=list(columns))
+
+    def timeline(self) -> pd.DataFrame:
+        """One row per request, the first 100,000: ``endpoint, rows, start_s, end_s, failure``.
+
+        Times are seconds from the start of the run. ``failure`` is the kind of failure, "dropped" where the run
+        ended first, missing where all went well. ``plots.timeline`` draws it.
+        """
+        import pandas as pd
+
+        frame = pd.DataFrame(self._log, columns=["endpoint", "rows", "start_s", "end_s", "failure"])
+        return frame.astype({"start_s": "float64", "end_s": "float64"})
+
+    @property
+    def working_s(self) -> float:
+        """Seconds with requests in flight, added up over the endpoints."""
+        return sum(e.busy_s for e in self.endpoints)
+
+    @property
+    def waiting_s(self) -> float:
+        """Seconds without requests in flight during the run, added up over the endpoints."""
+        return max(0.0, len(self.endpoints) * self.time_s - self.working_s)
+
+    def summary(self) -> list[tuple[str, str]]:
+        """Label and value, for what is worth showing."""
+        sizes = sorted(self.batch_sizes)
+        shown = "" if not sizes else f"{sizes[0]}" if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
+        extras = {
+            "failed requests": self.failed_requests,
+            "retries": self.retries,
+            "halved batches": self.halvings,
+            "steals": self.steals,
+            "duplicated rows": self.reissues,
+        }
+        return [
+            ("rows", f"{self.answered:,} answered, {self.failed:,} failed, of {self.rows:,}"),
+            *self._not_asked(),
+            ("time", f"{self.time_s:.1f} s ({self.rows_per_s:.1f} rows/s)"),
+            ("requests", f"{self.requests:,}" + (f", {shown} rows each" if shown else "")),
+            ("tokens", _tokens(self.prompt_tokens, self.completion_tokens) + self._uncounted()),
+            *self._not_valid(),
+            *([("cut off", f"{plural(self.cut, 'answer')} ended for want of tokens")] if self.cut else []),
+            *([("prompts cut", f"{self.truncated:,}, to fit the context")] if self.truncated else []),
+            *([("texts shortened", f"{self.shortened:,}, to fit the context")] if self.shortened else []),
+            ("endpoints", f"{len(self.endpoints):,}: {self.working_s:.1f} s busy, {self.waiting_s:.1f} s idle"),
+            *((name, f"{count:,}") for name, count in extras.items() if count),
+            *(("route", f"{route}: {plural(count, 'endpoint')}") for route, count in self.routes.items()),
+        ]
+
+    def _uncounted(self) -> str:
+        """How many answers have no part in the tokens, since the server did not say."""
+        missing = (self.answered + self.invalid) * self.samples - self._counted
+        return (
+            f"; {plural(missing, 'answer')} not counted by the server (details=True asks for it)" if missing > 0 else ""
+        )
+
+    def _not_valid(self) -> list[tuple[str, str]]:
+        if not self.invalid:
+            return []
+        rows = f"{plural(self.repaired, 'row')} repaired, {self.given_up:,} given up"
+        return [("not valid", f"{plural(self.invalid, 'answer')}; {rows}")]
+
+    def _not_asked(self) -> list[tuple[str, str]]:
+        """Rows with an answer that this run did not ask for, and what it would have cost."""
+        reused = _tokens(self.reused_prompt_tokens, self.reused_completion_tokens)
+        stored = _tokens(self.stored_prompt_tokens, self.stored_completion_tokens)
+        lines = [
+            ("reused", self.reused, f"with the prompt of another row; {reused} not spent"),
+            ("stored", self.stored, f"answered before, in the store; {stored} spent then"),
+            ("kept", self.kept, "with an answer of their own"),
+        ]
+        return [(name, f"{plural(count, 'row')} {what}") for name, count, what in lines if count]
+
+    def __repr__(self) -> str:
+        failed = f", {self.failed:,} failed" if self.failed else ""
+        failed += "".join(f", {count:,} {name}" for name, count in self.apart().items())
+        return (
+            f"<RunStats: {self.answered:,} of {self.rows:,} rows answered{failed} in {self.time_s:.1f} s "
+            f"({self.rows_per_s:.1f} rows/s), {plural(self.requests, 'request')}>"
+        )
+
+    def _repr_html_(self) -> str:
+        return table_html(self.summary())
+
+
+def _were(count: int, of: int, noun: str) -> str:
+    return f"{count:,} of {plural(of, noun)} {'was' if count == 1 else 'were'}"
+
+
+def _tokens(prompt: int, completion: int) -> str:
+    return f"{prompt:,} in, {completion:,} out"
