@@ -266,12 +266,26 @@ def test_rows_of_a_list_that_a_gateway_flags_are_looked_for_side_by_side():
     assert run.time_s <= 40
 
 
+@pytest.mark.parametrize("endpoints", [1, 2])
+def test_rows_that_a_gateway_flags_fail_also_where_others_hang(endpoints):
+    # Each time the flagged rows are denied, a request that went out beside them ends in a timeout.
+    def fault(batch, rng):
+        if 3 in batch.rows:
+            return (FailureKind.HANG, 30.0, 0)
+        return (FailureKind.DENIED, 0.01, 0) if {20, 21, 22} & set(batch.rows) else None
+
+    run = Virtual([Server(fault=fault) for _ in range(endpoints)], 40, max_size=1, max_in_flight=64).run()
+    assert set(run.failed) == {3, 20, 21, 22}
+    assert run.requests <= 80
+    assert run.time_s <= 200
+
+
 def test_an_endpoint_whose_key_runs_out_for_a_while_costs_no_row():
     # All in flight are forbidden at one time, and then again, as each of the rows that a filter flags would be.
     def expired(batch, rng):
         return (FailureKind.DENIED, 0.01, 0) if any(a <= virtual.now < b for a, b in spells) else None
 
-    for tenths in range(20):
+    for tenths in range(0, 20, 4):
         spells = [(at + tenths / 10, at + tenths / 10 + long) for at, long in ((10, 0.05), (12, 0.7), (14, 1), (17, 3))]
         for endpoints in (1, 3):
             servers = [Server(fault=expired) for _ in range(endpoints)]

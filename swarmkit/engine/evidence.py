@@ -185,7 +185,7 @@ class Evidence:
         self.in_question[row] = endpoint
 
     def decide(self, endpoint: int, answers: bool) -> list[int]:
-        """An endpoint ``answers`` again, so what it denied were these rows; or it does not, which says nothing of them.
+        """An endpoint ``answers`` again, so what it denied were these rows; or it denies all, which says nothing of them.
         Return those that were denied for the second time."""
         rows = [row for row, by in self.in_question.items() if by == endpoint]
         for row in rows:

@@ -385,7 +385,7 @@ class Scheduler:
             e.denies = denies
         if failure.kind is FailureKind.REJECTED:
             self._decide(index)
-        elif not denied:
+        elif failure.kind is FailureKind.DENIED and not denied:  # other failures leave open whom it denied for
             self._evidence.decide(index, answers=False)
         if words := self._refusals.failed(request.batch.ticket, failure):
             self._fail_refused(words, failure)
