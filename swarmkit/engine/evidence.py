@@ -80,6 +80,7 @@ class Evidence:
         self.answered = False
         self.in_question: dict[int, int] = {}
         self._denied: set[int] = set()
+        self._failing: set[int] = set()  # endpoints that deny rows in question, and have failed since
         self._counted = 0  # failed requests whose rows were blamed
         self._requests = self._failed = 0
         self._probes = self._failed_probes = 0
@@ -183,10 +184,22 @@ class Evidence:
     def question(self, row: int, endpoint: int) -> None:
         """Note that an endpoint denied a row, asked alone."""
         self.in_question[row] = endpoint
+        self._failing.discard(endpoint)
+
+    def awaits(self, row: int) -> bool:
+        """Whether a row waits for what the endpoint that denied it says next. Where that fails, it may take long."""
+        by = self.in_question.get(row)
+        return by is not None and by not in self._failing
+
+    def failed(self, endpoint: int) -> None:
+        """Note that an endpoint failed, which leaves open whether it denied requests for their rows."""
+        if endpoint in self.in_question.values():
+            self._failing.add(endpoint)
 
     def decide(self, endpoint: int, answers: bool) -> list[int]:
         """An endpoint ``answers`` again, so what it denied were these rows; or it denies all, which says nothing of them.
         Return those that were denied for the second time."""
+        self._failing.discard(endpoint)
         rows = [row for row, by in self.in_question.items() if by == endpoint]
         for row in rows:
             del self.in_question[row]

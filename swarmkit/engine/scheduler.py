@@ -385,7 +385,9 @@ class Scheduler:
             e.denies = denies
         if failure.kind is FailureKind.REJECTED:
             self._decide(index)
-        elif failure.kind is FailureKind.DENIED and not denied:  # other failures leave open whom it denied for
+        elif failure.kind is not FailureKind.DENIED:
+            self._evidence.failed(index)
+        elif not denied:
             self._evidence.decide(index, answers=False)
         if words := self._refusals.failed(request.batch.ticket, failure):
             self._fail_refused(words, failure)
@@ -701,7 +703,7 @@ class Scheduler:
             return None
 
         def passes(batch: RetryBatch) -> bool:
-            if batch.rows[0] in self._evidence.in_question:
+            if self._evidence.awaits(batch.rows[0]):
                 return True
             doubtful = bool(batch.refused) and not self.fleet.done and self._refusals.are_open(batch.refused)
             if doubtful and self._in_doubt >= MOST_IN_DOUBT:
