@@ -307,8 +307,12 @@ def test_a_key_for_named_hosts_passes_no_proxy_that_is_not_named(
     [
         ({"via": "login-node"}, "must be 'ssh:HOST', where HOST is what you would type after the command ssh"),
         ({"via": "ssh:"}, "must be 'ssh:HOST'"),
+        ({"via": "ssh://"}, "must be 'ssh:HOST'"),
+        ({"via": "ssh://-oProxyCommand=touch"}, "must be 'ssh:HOST'"),
         ({"via": "ssh:-oProxyCommand=touch /tmp/x"}, "must be 'ssh:HOST'"),
         ({"via": "ssh:login", "proxy": "http://squid:3128"}, "via= and proxy= are two ways"),
+        ({"proxy": " "}, "proxy= is not the address of an HTTP proxy"),
+        ({"proxy": "squid 3128"}, "proxy= is not the address of an HTTP proxy"),
         ({"proxy": "ftp://nobody-may-see"}, "proxy= is not the address of an HTTP proxy: write http://host:port"),
         ({"cert": "/no/such.pem"}, r"cert='/no/such.pem' cannot be used: .*No such file.*certificate and its key"),
     ],

@@ -297,6 +297,8 @@ def test_launch_refuses_what_cannot_be(tmp_path: Path) -> None:
         "--walltime 90: write hours": ["--walltime", "90"],
         "--port 65530 and the 11 after it": ["--port", 65530, "--per-node", 12],
         "'0' is not a whole number": ["--nodes", 0],
+        "--suffix '.x y': write what follows": ["--suffix", ".x y"],
+        "--model is empty: name a model": ["--model", " "],
         "invalid choice: 'job.lsf'": ["--template", "job.lsf"],
     }
     for says, more in wrong.items():

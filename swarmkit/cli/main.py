@@ -41,6 +41,7 @@ __all__ = ["Exit", "main"]
 
 
 _NAME = re.compile(r"[A-Za-z_]\w*")
+_SUFFIX = re.compile(r"[\w.-]*")
 _WALLTIME = re.compile(r"[0-9]{1,4}:[0-5][0-9]:[0-5][0-9]")
 
 
@@ -415,6 +416,10 @@ def _launch(args: argparse.Namespace) -> int:
     script, hostfile = args.output or Path(args.template), args.hostfile.expanduser().absolute()
     if not _WALLTIME.fullmatch(args.walltime):
         raise SettingError(f"--walltime {args.walltime}: write hours, minutes and seconds, as 2:30:00")
+    if not _SUFFIX.fullmatch(args.suffix):
+        raise SettingError(f"--suffix {args.suffix!r}: write what follows the nodes' names, as .hpc.example.org")
+    if args.model is not None and not args.model.strip():
+        raise SettingError("--model is empty: name a model, or leave it out for the server's own")
     if args.port + args.per_node - 1 > 65535:
         raise SettingError(
             f"--port {args.port} and the {args.per_node - 1} after it: the last port that exists is 65535"

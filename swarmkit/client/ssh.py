@@ -214,7 +214,8 @@ def host_of(via: object) -> str:
     """
     text = via if isinstance(via, str) else ""
     host = text if text.startswith("ssh://") else text.removeprefix("ssh:")
-    if host == "" or not text.startswith("ssh:") or host.startswith("-") or not host.isprintable() or " " in host:
+    named = host.removeprefix("ssh://")
+    if named == "" or not text.startswith("ssh:") or named.startswith("-") or not host.isprintable() or " " in host:
         raise SettingError(
             f"via={via!r}: must be 'ssh:HOST', where HOST is what you would type after the command ssh: a name of your "
             "~/.ssh/config, user@host, or ssh://user@host:port"
