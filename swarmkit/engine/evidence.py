@@ -197,7 +197,7 @@ class Evidence:
             self._failing.add(endpoint)
 
     def decide(self, endpoint: int, answers: bool) -> list[int]:
-        """An endpoint ``answers`` again, so what it denied were these rows; or it denies all, which says nothing of them.
+        """An endpoint ``answers`` again, so what it denied were these rows; or it denies all, which clears them.
         Return those that were denied for the second time."""
         self._failing.discard(endpoint)
         rows = [row for row, by in self.in_question.items() if by == endpoint]
