@@ -191,6 +191,11 @@ class Evidence:
         by = self.in_question.get(row)
         return by is not None and by not in self._failing
 
+    def ask_again(self, rows: Iterable[int]) -> None:
+        """Note that rows go out once more: what they meet then counts, whatever the endpoint that denied them says."""
+        for row in rows:
+            self.in_question.pop(row, None)
+
     def failed(self, endpoint: int) -> None:
         """Note that an endpoint failed, which leaves open whether it denied requests for their rows."""
         if endpoint in self.in_question.values():

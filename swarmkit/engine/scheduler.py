@@ -824,6 +824,8 @@ class Scheduler:
         if self._first_sent is not None:
             for row in open_rows:
                 self._first_sent[row] = self._first_sent[row] or self._now
+        if self._evidence.in_question:
+            self._evidence.ask_again(open_rows)
         batch = Batch(self._tickets, index, rows)
         self._tickets += 1
         counts = not self._evidence.speaks_against(rows)
