@@ -87,8 +87,9 @@ def _read(text: str) -> Proxy | None:
         host, port = parts.hostname, parts.port
     except ValueError:
         return None
-    named = bool(host) and not any(c.isspace() for c in text)
-    if parts.scheme not in ("http", "https") or not named or parts.path.strip("/") or parts.query or parts.fragment:
+    if not host or any(c.isspace() for c in text):
+        return None
+    if parts.scheme not in ("http", "https") or parts.path.strip("/") or parts.query or parts.fragment:
         return None
     port = port or (443 if parts.scheme == "https" else 80)
     login = f"{unquote(parts.username)}:{unquote(parts.password or '')}" if parts.username else None
