@@ -23,6 +23,7 @@ from ..client.proxy import Proxy
 from ..engine.columns import Columns
 from ..engine.endpoints import Fleet
 from ..engine.policy import BatchPolicy, RetryPolicy
+from ..engine.prefixes import prefix_order
 from ..engine.queues import home_queues
 from ..engine.scheduler import Scheduler
 from ..engine.token_budgets import Sizing
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
 
 __all__ = ["AgentPool"]
 
+_USUAL_ANSWER = 256  # tokens: few answers are as long as they may be
 _ONE_ENDPOINT_PAUSES = 6  # shortest pauses for which a request to one endpoint only is tried again
 
 
@@ -499,7 +501,10 @@ class AgentPool:
     ) -> Scheduler:
         chars = array("q", [len(text) if text else 0 for text in prompts.texts])
         limited = sizing.limited([r for r in rows if r not in prompts.fits] if prompts.fits else rows, chars)
-        queues = dict(zip(places, home_queues(rows, len(places), chars, limited), strict=True))
+        answer = int(sizing.chars_per_token * min(sizing.cap, _USUAL_ANSWER) * n)
+        runs = prefix_order(prompts.texts, rows, len(places), limited, answer=answer, order=self._batch.order)
+        homes = runs.queues if runs else home_queues(rows, len(places), chars, limited)
+        queues = dict(zip(places, homes, strict=True))
         in_flight = self._batch.single_in_flight if single else self._batch.max_in_flight
         rates = self._core.rates
 
@@ -525,6 +530,7 @@ class AgentPool:
             hedge=self._batch.hedge,
             expected=any(e.url in self._core.infos and self._status(e) == "up" for e in self._endpoints),
             tokens=tokens,
+            parts=runs.parts if runs else None,
         )
 
     def _status(self, endpoint: AgentEndpoint) -> str:
