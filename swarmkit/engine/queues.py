@@ -15,6 +15,8 @@ from typing import cast
 
 __all__ = ["Queues", "RetryBatch", "RetryBatches", "halves", "home_queues"]
 
+_FILLED = 0.9  # of a request: smaller ones would keep an endpoint less busy
+
 
 def home_queues(
     rows: Sequence[int], n_endpoints: int, chars: Sequence[int], limited: Mapping[int, int] | None = None
@@ -109,10 +111,14 @@ class Queues:
         assert all(index in noted for index, queue in enumerate(self._queues) if queue), "a queue cannot be stolen from"
 
     def take(self, index: int, size: int) -> tuple[int, ...]:
-        """Up to ``size`` rows off the front of an endpoint's own queue: whole parts, if one fits."""
+        """Up to ``size`` rows off the front of an endpoint's own queue: whole parts, if these nearly fill a request.
+
+        What is left of a part may be stolen; until then it finds its prefix in the cache of the endpoint.
+        """
         queue = self._queues[index]
-        if self._parts is not None and queue:
-            size = min(size, self._in_whole_parts(itertools.islice(queue, size + 1), size))
+        if self._parts is not None:
+            whole = self._in_whole_parts(itertools.islice(queue, size + 1), size)
+            size = whole if _FILLED * size <= whole <= size else size
         return self._cut(queue, size, from_end=False)
 
     def steal(self, size: int, index: int | None = None) -> tuple[int, ...]:

@@ -35,6 +35,7 @@ from ..runs.log import RunLog
 from ..runs.stats import UNTOLD, RunStats
 from ..text import plural, table_html
 from .executor import Executor, Renewal
+from .prefix_caches import prefix_caches
 from .rates import Rates
 from .route_plan import RoutePlan
 from .shared_state import SharedState
@@ -448,24 +449,26 @@ class AgentPool:
         )
         emit(RunStarted(len(prompts.texts), len(rows), stats.roster.names, routes, time.monotonic()))
         failure, cancelled, error = None, False, ""
-        try:
-            plan_of = partial(self._plan_of, spec=spec, texts=texts, sizing=sizing, single=single, plans=plans)
-            async with following(self, pool._endpoints, executor, plan_of, stats):
-                failure = await executor.run()
-        except asyncio.CancelledError:
-            cancelled = True
-            raise
-        except Exception as exc:
-            error = f"{type(exc).__name__}: {exc}"
-            raise
-        finally:
-            scheduler.rations.release()
-            stats.retries += scheduler.counts.retries
-            stats.halvings += scheduler.counts.halvings
-            stats.steals += scheduler.counts.steals
-            stats.reissues += scheduler.counts.duplicates
-            stats.routes = dict(Counter(stats.routes) + Counter(w.describe() for w in plans) - Counter(routes))
-            emit(RunEnded(failure, cancelled, time.monotonic(), error))
+        vllms = {e.url: e for e in pool._endpoints if self._kind(e) == "vllm"}
+        async with prefix_caches(transport, list(vllms.values()), len(rows), stats):
+            try:
+                plan_of = partial(self._plan_of, spec=spec, texts=texts, sizing=sizing, single=single, plans=plans)
+                async with following(self, pool._endpoints, executor, plan_of, stats):
+                    failure = await executor.run()
+            except asyncio.CancelledError:
+                cancelled = True
+                raise
+            except Exception as exc:
+                error = f"{type(exc).__name__}: {exc}"
+                raise
+            finally:
+                scheduler.rations.release()
+                stats.retries += scheduler.counts.retries
+                stats.halvings += scheduler.counts.halvings
+                stats.steals += scheduler.counts.steals
+                stats.reissues += scheduler.counts.duplicates
+                stats.routes = dict(Counter(stats.routes) + Counter(w.describe() for w in plans) - Counter(routes))
+                emit(RunEnded(failure, cancelled, time.monotonic(), error))
         return failure
 
     async def _plan_of(
@@ -536,6 +539,10 @@ class AgentPool:
     def _status(self, endpoint: AgentEndpoint) -> str:
         info = self._core.infos.get(endpoint.url)
         return info.status if info else "up"
+
+    def _kind(self, endpoint: AgentEndpoint) -> str:
+        info = self._core.infos.get(endpoint.url)
+        return info.kind if info else "unknown"
 
     def _limit(self, per_endpoint: int) -> int:
         """Most requests in flight over the pool: the setting, within the limit on open files."""
