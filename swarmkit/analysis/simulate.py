@@ -10,7 +10,7 @@ import heapq
 import itertools
 import math
 import random
-from collections import Counter, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from numbers import Real
@@ -64,7 +64,7 @@ class PrefixCache:
 
     def __init__(self, blocks: int) -> None:
         self._most = blocks
-        self._blocks: dict[Hashable, None] = {}  # the least recently used first
+        self._blocks: OrderedDict[Hashable, None] = OrderedDict()  # the least recently used first
         self.queries = self.hits = 0
 
     def computed(self, prompt: PromptBlocks) -> int:
@@ -72,10 +72,10 @@ class PrefixCache:
         found = sum(1 for _ in itertools.takewhile(self._blocks.__contains__, prompt.blocks))
         found = min(found, (prompt.tokens - 1) // BLOCK)  # the last token is always computed
         for block in reversed(prompt.blocks):  # the end of a prompt goes first
-            self._blocks.pop(block, None)
             self._blocks[block] = None
+            self._blocks.move_to_end(block)
         while len(self._blocks) > self._most:
-            del self._blocks[next(iter(self._blocks))]
+            self._blocks.popitem(last=False)
         self.queries += prompt.tokens
         self.hits += found * BLOCK
         return prompt.tokens - found * BLOCK

@@ -14,7 +14,7 @@ from __future__ import annotations
 import heapq
 import itertools
 from array import array
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -32,7 +32,7 @@ _HASHES = 100_000  # counted at once
 _FOUND = 8  # one row of so many must share a prefix with one that may be elsewhere
 _WORTH = 0.1  # part of the work that the order must save
 _EXACT = 16  # common prefixes are found to within so many characters
-_PARTS = 16  # of an endpoint's share of the work, so that what is stolen is no more than that
+_PIECES, _PARTS = 4, 16  # of an endpoint's share of the work: homes are even, and no more is stolen at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +97,7 @@ def prefix_order(
         saved = sum(c.saved(n_endpoints) for c in columns)
         if saved < _WORTH * (sum(c.work for c in columns) + saved):
             return None
-    elif not any(c.runs for c in columns):
+    elif not any(b - a > 1 for c in columns for a, b in c.runs):
         return None
     return _deal(columns, n_endpoints, len(texts))
 
@@ -145,7 +145,7 @@ class _Sorted:
     """Rows in the order of their prompts, and where the runs are.
 
     ``shared`` has what each row shares with the row before it beyond what all share, ``runs`` says from where to where
-    neighbours share ``least`` at least (single rows are not among them), and ``work`` is that of all rows when each
+    neighbours share ``least`` at least (a row that shares less is a run), and ``work`` is that of all rows when each
     comes after the row before it.
     """
 
@@ -160,51 +160,66 @@ class _Sorted:
         self._done = [0, *itertools.accumulate(max(1, work) for work in own)]  # before each row
         self.work = self._done[-1]
         cuts = [i for i, shared in enumerate(self.shared) if shared < least]
-        self.pieces = list(itertools.pairwise([*cuts, len(rows)]))
-        self.runs = [(a, b) for a, b in self.pieces if b - a > 1]
+        self.runs = list(itertools.pairwise([*cuts, len(rows)]))
 
     def saved(self, n_endpoints: int) -> int:
-        """Work that is saved where the rows of each run would be spread over the endpoints."""
-        return sum((min(b - a, n_endpoints) - 1) * self._prefix(a, b) for a, b in self.runs)
-
-    def _prefix(self, begin: int, end: int) -> int:
-        """What all rows of a run share."""
-        return min(self.shared[begin + 1 : end], default=0)
+        """Work that is saved if each prefix is computed once, not by each endpoint that has one of its rows, where rows
+        are spread over the endpoints."""
+        saved, open_prefixes = 0, [(0, 0)]  # lengths, and the first rows that have them
+        for i, shared in enumerate([*self.shared[1:], 0], 1):
+            first = i - 1
+            while open_prefixes[-1][0] > shared:
+                length, first = open_prefixes.pop()
+                saved += (min(i - first, n_endpoints) - 1) * (length - max(shared, open_prefixes[-1][0]))
+            if open_prefixes[-1][0] < shared:
+                open_prefixes.append((shared, first))
+        return saved
 
     def work_of(self, begin: int, end: int) -> int:
         """The work of neighbours, the first of which finds nothing in the cache."""
         return self._done[end] - self._done[begin] + self.shared[begin]
 
-    def cut(self, begin: int, end: int, most: float, prefixes: float) -> Iterator[tuple[int, int]]:
-        """Cut a run, where neighbours share least, until its parts are no more work than ``most``; or than so many
-        times their prefix, since each part computes that anew."""
+    def cut(self, begin: int, end: int, most: Callable[[int], float]) -> Iterator[tuple[int, int]]:
+        """Cut a run, where neighbours share least, until no piece is more work than ``most`` says of a prefix of the
+        length that its rows share: each computes that anew."""
         size = end - begin
-        if size == 1 or self.work_of(begin, end) <= max(most, prefixes * self._prefix(begin, end)):
+        if size == 1 or self.work_of(begin, end) <= most(min(self.shared[begin + 1 : end])):
             yield begin, end
             return
         middle, quarter = (begin + end) // 2, size // 4
         near = range(begin + max(1, quarter), max(begin + 2, end - quarter))
         at = min(near, key=lambda i: (self.shared[i] // _LONG, abs(i - middle)))
-        yield from self.cut(begin, at, most, prefixes)
-        yield from self.cut(at, end, most, prefixes)
+        yield from self.cut(begin, at, most)
+        yield from self.cut(at, end, most)
 
 
 def _deal(columns: Sequence[_Sorted], n_endpoints: int, size: int) -> PrefixOrder:
     """Deal runs to endpoints, the largest first and each to the one with the least work ("longest processing time
-    first", Graham 1969). One that is more than a fair share goes to several, if that saves a fifth of its time."""
+    first", Graham 1969).
+
+    One that is much of an endpoint's share goes to several in pieces of four times its prefix; one that is more than a
+    share goes to as many as saves a fifth of its time.
+    """
     share = sum(c.work for c in columns) / n_endpoints
+
+    def most_at_home(prefix: int) -> float:
+        return min(max(share / _PIECES, 4 * prefix), max(share, 1.25 * prefix))
+
+    def most_stolen(prefix: int) -> float:
+        return max(share / _PARTS, 2 * prefix)
+
     loads = [(0, index) for index in range(n_endpoints)]
     queues: list[list[int]] = [[] for _ in range(n_endpoints)]
     parts = array("q", [-1]) * size
     number = 0
     for column in columns:
-        runs = [run for piece in column.pieces for run in column.cut(*piece, share, 1.25)]
-        runs.sort(key=lambda run: -column.work_of(*run))
-        for begin, end in runs:
+        pieces = [piece for run in column.runs for piece in column.cut(*run, most_at_home)]
+        pieces.sort(key=lambda piece: -column.work_of(*piece))
+        for begin, end in pieces:
             load, index = loads[0]
             heapq.heapreplace(loads, (load + column.work_of(begin, end), index))
             queues[index] += column.rows[begin:end]
-            for first, last in column.cut(begin, end, share / _PARTS, 2.0):
+            for first, last in column.cut(begin, end, most_stolen):
                 for row in column.rows[first:last]:
                     parts[row] = number
                 number += 1
