@@ -51,6 +51,7 @@ if TYPE_CHECKING:
 
 __all__ = ["AgentPool"]
 
+_MANY = 20_000  # rows
 _USUAL_ANSWER = 256  # tokens: few answers are as long as they may be
 _ONE_ENDPOINT_PAUSES = 6  # shortest pauses for which a request to one endpoint only is tried again
 
@@ -427,7 +428,9 @@ class AgentPool:
         places = list(map(stats.roster.place, pool._endpoints))
         size, routes = len(stats.roster.names), [plan.describe() for plan in plans]
         endpoints = by_place(pool._endpoints, places, size)
-        scheduler = pool._scheduler(prompts, rows, sizing, single, places, endpoints, spec.n)
+        schedule = partial(pool._scheduler, prompts, rows, sizing, single, places, endpoints, spec.n)
+        # To sort many rows by their prefixes takes a while, and other runs are on this loop.
+        scheduler = schedule() if len(rows) < _MANY else await asyncio.to_thread(schedule)
         called: list[Listener] = [stats, *parts, Listeners([RunLog(), *listeners], stats.listener_errors)]
 
         def emit(event: RunEvent) -> None:
