@@ -18,6 +18,7 @@ import re
 import statistics
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -83,6 +84,7 @@ def servers(count: int) -> Iterator[list[str]]:
 
 def real(documents: int, repeats: int) -> pd.DataFrame:
     """By way, on two vLLM servers: the time, and the share of prompt tokens that the servers found in their caches."""
+    warnings.simplefilter("ignore", sk.SwarmWarning)  # all answers are cut off at four tokens
     times: dict[str, list[float]] = {way: [] for way in WAYS}
     shares: dict[str, list[float]] = {way: [] for way in WAYS}
     with servers(2) as urls, sk.connect(urls) as pool:
