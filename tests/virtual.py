@@ -15,11 +15,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from swarmkit.analysis.simulate import Server as SoundServer
-from swarmkit.analysis.simulate import VirtualRun
+from swarmkit.analysis.simulate import VirtualRun, blocks_of
 from swarmkit.engine.breaker import Breaker
 from swarmkit.engine.endpoints import Fleet
 from swarmkit.engine.messages import Added, Delivered, Ended, Failed, Removed
 from swarmkit.engine.policy import REACTIONS, RetryPolicy
+from swarmkit.engine.prefixes import prefix_order
 from swarmkit.engine.queues import home_queues
 from swarmkit.engine.scheduler import Scheduler
 from swarmkit.records import Batch, Failure, FailureKind
@@ -92,7 +93,7 @@ class Virtual(VirtualRun):
     Parameters are the scheduler's and: ``lengths(row)``, the work in a row (1 is usual); ``killers``, row to the
     ``Trouble`` it makes wherever it is accepted; ``limited``, row to budget; ``books``, the number of events between
     two audits of the scheduler's books (0: none); ``changes``, ``(time, endpoint, whether it is added)`` for those that
-    come and go, and ``removed``, those that are not there at first.
+    come and go, and ``removed``, those that are not there at first; ``texts``, the prompts, laid out by ``order``.
     """
 
     def __init__(
@@ -118,6 +119,8 @@ class Virtual(VirtualRun):
         tokens=lambda row: 1,
         changes=(),
         removed=(),
+        texts=None,
+        order="auto",
     ):
         self.rng = random.Random(seed)
         self.rows = rows
@@ -130,7 +133,10 @@ class Virtual(VirtualRun):
         self.trace = trace
         self.limited = limited or {}
         there = [i for i in range(len(servers)) if i not in removed]
-        queues = dict(zip(there, home_queues(range(rows), len(there), [1] * rows, self.limited), strict=True))
+        runs = prefix_order(texts, range(rows), len(there), self.limited, order=order) if texts else None
+        self.parts = runs.parts if runs else None
+        homes = runs.queues if runs else home_queues(range(rows), len(there), [1] * rows, self.limited)
+        queues = dict(zip(there, homes, strict=True))
         fleet = Fleet(
             len(servers),
             max_size=max_size,
@@ -150,8 +156,10 @@ class Virtual(VirtualRun):
             hedge=hedge,
             expected=expected,
             tokens=tokens,
+            parts=self.parts,
         )
-        super().__init__(servers, scheduler, lengths, by_rows)
+        blocks = [blocks_of(text) for text in texts] if texts else None
+        super().__init__(servers, scheduler, lengths, by_rows, prompts=blocks.__getitem__ if blocks else None)
         self.unfinished: dict[int, set[int]] = {}  # ticket -> rows, as the server knows them
         self.holders: dict[int, set[int]] = {}  # row -> tickets that carry it
         self.requests_at = [0] * len(servers)

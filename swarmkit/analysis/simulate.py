@@ -10,15 +10,16 @@ import heapq
 import itertools
 import math
 import random
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter, OrderedDict, deque
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from numbers import Real
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..engine.endpoints import Fleet
 from ..engine.messages import Delivered, Drop, Ended, Event, Failed, Message, Send, Settle, Stop, Tick, Wake
 from ..engine.policy import BatchPolicy, RetryPolicy
+from ..engine.prefixes import prefix_order
 from ..engine.queues import home_queues
 from ..engine.scheduler import Scheduler
 from ..errors import SettingError
@@ -33,21 +34,104 @@ if TYPE_CHECKING:
 
 __all__ = ["EndpointModel", "Server", "Simulation", "VirtualRun", "Workload", "simulate"]
 
+BLOCK = 16
+"""Tokens that a prefix cache keeps together, as vLLM does."""
+_CHARS = 4  # a token
 _MOMENTS = 20  # rows of a request that end within 1/20 of a usual row's time are delivered together
+
+
+class PrefixCache:
+    """What a server keeps of the prompts it has computed: blocks of 16 tokens, the least recently used go first.
+
+    As in vLLM a block is found from the moment at which the prompt that computes it is scheduled.
+
+    Parameters
+    ----------
+    blocks : int
+        Blocks that it holds.
+
+    Attributes
+    ----------
+    queries, hits : int
+        Tokens of the prompts so far, and those of them that were found.
+
+    Examples
+    --------
+    >>> cache, prompt = PrefixCache(100), blocks_of("a long text " * 40)
+    >>> cache.computed(prompt), cache.computed(prompt), cache.hits
+    (120, 8, 112)
+    """
+
+    def __init__(self, blocks: int) -> None:
+        self._most = blocks
+        self._blocks: OrderedDict[Hashable, None] = OrderedDict()  # the least recently used first
+        self.queries = self.hits = 0
+
+    def computed(self, prompt: PromptBlocks) -> int:
+        """Tokens of a prompt that are not found, and are computed now."""
+        found = sum(1 for _ in itertools.takewhile(self._blocks.__contains__, prompt.blocks))
+        found = min(found, (prompt.tokens - 1) // BLOCK)  # the last token is always computed
+        for block in reversed(prompt.blocks):  # the end of a prompt goes first
+            self._blocks[block] = None
+            self._blocks.move_to_end(block)
+        while len(self._blocks) > self._most:
+            self._blocks.popitem(last=False)
+        self.queries += prompt.tokens
+        self.hits += found * BLOCK
+        return prompt.tokens - found * BLOCK
+
+
+class PromptBlocks(NamedTuple):
+    """A prompt for a ``PrefixCache``: its tokens, and what stands for each full block and all before it."""
+
+    tokens: int
+    blocks: tuple[Hashable, ...]
+
+
+def blocks_of(text: str, chars_per_token: int = _CHARS) -> PromptBlocks:
+    """The blocks of a text.
+
+    Examples
+    --------
+    >>> blocks_of("x" * 64).blocks == blocks_of("x" * 100).blocks
+    True
+    """
+    size = BLOCK * chars_per_token
+    pieces = (text[i : i + size] for i in range(0, len(text) - size + 1, size))
+    blocks = itertools.accumulate(pieces, lambda before, piece: hash((before, piece)), initial=0)
+    return PromptBlocks(max(1, len(text) // chars_per_token), tuple(itertools.islice(blocks, 1, None)))
 
 
 @dataclass
 class Server:
-    """An endpoint with continuous batching: ``slots`` rows at once, each takes ``row_s`` seconds times its length."""
+    """An endpoint with continuous batching: ``slots`` rows at once, each takes ``row_s`` seconds times its length.
+
+    Where prompts are known, each of their tokens takes ``token_s`` seconds more, one prompt after another, but for
+    those that are found in a cache of ``cache`` blocks.
+    """
 
     row_s: float = 1.0
     slots: int = 64
     latency_s: float = 0.0
     dies_at: float = math.inf
+    token_s: float = 0.0
+    cache: int = 0
     # State of a run.
     waiting: deque[tuple[int, int]] = field(default_factory=deque)
     running: Counter[int] = field(default_factory=Counter)  # ticket -> rows in slots
     busy: int = 0
+    computes_until: float = 0.0
+    prefixes: PrefixCache = field(default_factory=lambda: PrefixCache(0))
+
+    def reset(self) -> None:
+        """Begin a run."""
+        self.waiting, self.running, self.busy = deque(), Counter(), 0
+        self.computes_until, self.prefixes = 0.0, PrefixCache(self.cache)
+
+    def compute(self, prompt: PromptBlocks, now: float) -> float:
+        """Compute a prompt after those that came before; return when that is done."""
+        self.computes_until = max(now, self.computes_until) + self.token_s * self.prefixes.computed(prompt)
+        return self.computes_until
 
     @property
     def rows_per_s(self) -> float:
@@ -74,6 +158,8 @@ class VirtualRun:
         Whether rows are delivered as they finish, or all rows of a request together.
     moment_s : float
         Rows of a request that end within this many seconds are delivered together; 0 delivers each at its end.
+    prompts : callable, optional
+        Row position to its prompt, where prompts take time.
     """
 
     def __init__(
@@ -83,12 +169,14 @@ class VirtualRun:
         lengths: Callable[[int], float] | None = None,
         by_rows: bool = True,
         moment_s: float = 0.0,
+        prompts: Callable[[int], PromptBlocks] | None = None,
     ) -> None:
         self.servers = servers
         self.scheduler = scheduler
         self.lengths = lengths
         self.by_rows = by_rows
         self.moment_s = moment_s
+        self.prompts = prompts
         self.heap: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
         self.order = itertools.count()
         self.now = 0.0
@@ -97,7 +185,7 @@ class VirtualRun:
         self.failure: Failure | None = None
         self.over = False
         for index, server in enumerate(servers):
-            server.waiting, server.running, server.busy = deque(), Counter(), 0
+            server.reset()
             if server.dies_at < math.inf:
                 self.at(server.dies_at, self.die, index)
 
@@ -172,7 +260,8 @@ class VirtualRun:
         while server.busy < server.slots and server.waiting:
             ticket, row = server.waiting.popleft()
             if ticket in self.open:
-                end = self.now + server.row_s * (self.lengths(row) if self.lengths else 1.0)
+                begin = server.compute(self.prompts(row), self.now) if self.prompts else self.now
+                end = begin + server.row_s * (self.lengths(row) if self.lengths else 1.0)
                 if self.moment_s:
                     end = math.ceil(end / self.moment_s) * self.moment_s
                 ends.setdefault((ticket, end), []).append(row)
@@ -240,7 +329,12 @@ class EndpointModel:
     tokens_per_s : float
         Tokens per second of *one* row while all slots are busy; not the throughput of the whole server.
     latency_s : float
-        Seconds before a request's rows begin: network and prefill.
+        Seconds before a request's rows begin: network, and prefill where ``prefill_tokens_per_s`` is not given.
+    prefill_tokens_per_s : float
+        Tokens of prompts that the whole server computes a second, where the workload has ``prompts``. By default they
+        take no time.
+    cache_tokens : int
+        Tokens of prompts that it keeps computed, so that prompts which begin alike share them; 0 for none.
 
     Raises
     ------
@@ -249,17 +343,27 @@ class EndpointModel:
 
     Examples
     --------
-    >>> EndpointModel(slots=256, tokens_per_s=40.0)
-    EndpointModel(slots=256, tokens_per_s=40.0, latency_s=0.0)
+    >>> EndpointModel(slots=256, tokens_per_s=40.0).latency_s
+    0.0
     """
 
     slots: int = 256
     tokens_per_s: float = 40.0
     latency_s: float = 0.0
+    prefill_tokens_per_s: float = math.inf
+    cache_tokens: int = 0
 
     def __post_init__(self) -> None:
-        if self.slots < 1 or self.tokens_per_s <= 0 or self.latency_s < 0:
-            raise SettingError(f"{self!r}: needs slots of 1 or more, tokens_per_s above 0, latency_s of 0 or more")
+        speeds = min(self.tokens_per_s, self.prefill_tokens_per_s)
+        if self.slots < 1 or not speeds > 0 or self.latency_s < 0 or self.cache_tokens < 0:
+            raise SettingError(
+                f"{self!r}: needs slots of 1 or more, tokens a second above 0, latency_s and cache_tokens of 0 or more"
+            )
+
+    def server(self, tokens: float) -> Server:
+        """The endpoint, with answers of so many tokens."""
+        token_s, blocks = 1 / self.prefill_tokens_per_s, self.cache_tokens // BLOCK
+        return Server(tokens / self.tokens_per_s, self.slots, self.latency_s, token_s=token_s, cache=blocks)
 
     @classmethod
     def from_stats(cls, stats: RunStats, slots: int | None = None) -> list[EndpointModel]:
@@ -307,11 +411,13 @@ class Workload:
     tokens : float or sequence of float
         Tokens per answer; or a sample of such lengths, from which the rows' lengths are drawn (the
         ``response_completion_tokens`` of a small run with ``details=True``). Missing ones are left out.
+    prompts : sequence of str, optional
+        The rows' prompts, by which ``BatchPolicy(order=)`` decides, and which servers compute or find in their caches.
 
     Raises
     ------
     SettingError
-        No rows, or no tokens.
+        No rows, no tokens, or another number of prompts.
 
     Examples
     --------
@@ -321,11 +427,14 @@ class Workload:
 
     rows: int
     tokens: float | Sequence[float] = 128.0
+    prompts: Sequence[str] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         lengths = self.sample()
         if self.rows < 1 or not lengths or not min(lengths) > 0:
             raise SettingError(f"Workload(rows={self.rows!r}, tokens=...): needs rows, and lengths above 0 tokens")
+        if self.prompts is not None and len(self.prompts) != self.rows:
+            raise SettingError(f"Workload(rows={self.rows!r}, prompts={len(self.prompts)} texts): needs one a row")
 
     def sample(self) -> list[float]:
         """The lengths to draw from."""
@@ -345,9 +454,13 @@ class Simulation:
     time_s : float
         Seconds from the first request to the last answer.
     ideal_s : float
-        Total work over total speed, with lost endpoints counted until they crash: no schedule is faster.
+        Total work over total speed, with lost endpoints counted until they crash: no schedule is faster. Prompts count
+        with what all servers compute if each block of a prefix is computed once.
     duplicates, retries : int
         Rows sent again because of stragglers; requests whose rows were retried.
+    prompt_tokens, cached_tokens : int
+        Tokens of the prompts that servers were sent, and those of them that they found in their caches; 0 without
+        ``prompts``.
     frame : DataFrame
         A row per request: ``endpoint, rows, start_s, end_s, failure``, as ``RunStats.timeline`` has it.
     """
@@ -360,6 +473,8 @@ class Simulation:
     ideal_s: float
     duplicates: int
     retries: int
+    prompt_tokens: int
+    cached_tokens: int
     frame: pd.DataFrame = field(compare=False)
     _delivered: list[tuple[float, int]] = field(compare=False)  # (time, number of rows) of each delivery
 
@@ -406,6 +521,16 @@ class _Logged(VirtualRun):
     def note(self, ticket: int, failure: str | None) -> None:
         batch = self.open[ticket]
         self.log.append((f"endpoint {batch.endpoint}", len(batch.rows), self.sent.pop(ticket), self.now, failure))
+
+
+def _prefill_s(servers: Sequence[Server], prompts: Sequence[str] | None) -> float:
+    """Seconds in which all servers compute each block of these prompts once."""
+    speed = sum(1 / s.token_s if s.token_s else math.inf for s in servers)
+    if prompts is None or speed == math.inf:
+        return 0.0
+    blocks = [blocks_of(prompt) for prompt in prompts]
+    once = len({block for prompt in blocks for block in prompt.blocks}) * BLOCK
+    return (once + sum(b.tokens % BLOCK for b in blocks)) / speed
 
 
 def simulate(
@@ -457,19 +582,25 @@ def simulate(
     usual = sum(sample) / len(sample)
     lengths = rng.choices([t / usual for t in sample], k=workload.rows) if len(sample) > 1 else None
     work = sum(lengths) if lengths else float(workload.rows)
-    servers = [Server(usual / m.tokens_per_s, m.slots, m.latency_s) for m in models]
-    ideal = work / sum(s.rows_per_s for s in servers)
+    servers = [m.server(usual) for m in models]
+    ideal = max(work / sum(s.rows_per_s for s in servers), _prefill_s(servers, workload.prompts))
     dying = servers[:: math.ceil(1 / losing)] if losing else []
     lasting = sum(s.rows_per_s for s in servers) - sum(s.rows_per_s for s in dying)
     for server in dying:
         server.dies_at = ideal / 2
-    queues = home_queues(range(workload.rows), len(servers), [1] * workload.rows)
+    rows, prompts = range(workload.rows), workload.prompts
+    answer, order = int(_CHARS * usual), policy.order
+    runs = prefix_order(prompts, rows, len(servers), answer=answer, order=order) if prompts is not None else None
+    chars = [1] * workload.rows if prompts is None else list(map(len, prompts))
+    queues = runs.queues if runs else home_queues(rows, len(servers), chars)
     endpoints = Fleet(
         len(servers), max_size=policy.max_size, max_in_flight=policy.max_in_flight, retry=RetryPolicy(), draw=rng.random
     )
-    scheduler = Scheduler(endpoints, queues, workload.rows, hedge=policy.hedge)
+    parts = runs.parts if runs else None
+    scheduler = Scheduler(endpoints, queues, workload.rows, hedge=policy.hedge, parts=parts)
     moment = min(s.row_s for s in servers) / _MOMENTS if lengths else 0.0
-    run = _Logged(servers, scheduler, lengths.__getitem__ if lengths else None, True, moment)
+    blocks = None if prompts is None else lambda row: blocks_of(prompts[row])
+    run = _Logged(servers, scheduler, lengths.__getitem__ if lengths else None, True, moment, blocks)
     run.run()
     for ticket in list(run.open):
         run.note(ticket, "dropped" if run.made.get(ticket, 0) < len(run.open[ticket].rows) else None)
@@ -485,6 +616,8 @@ def simulate(
         ideal_s=ideal if not dying else ideal / 2 + work / 2 / lasting,
         duplicates=scheduler.counts.duplicates,
         retries=scheduler.counts.retries,
+        prompt_tokens=sum(s.prefixes.queries for s in servers),
+        cached_tokens=sum(s.prefixes.hits for s in servers),
         frame=frame,
         _delivered=run.delivered,
     )

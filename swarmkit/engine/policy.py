@@ -50,10 +50,11 @@ says when to come again is obeyed to the second, and makes no request smaller.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from ..errors import SettingError
 from ..records import FailureKind
+from .prefixes import Order
 
 __all__ = ["REACTIONS", "BatchPolicy", "Reaction", "RetryPolicy", "pause_s", "silence_s"]
 
@@ -73,11 +74,17 @@ class BatchPolicy:
         The same for runs that send one prompt a request.
     hedge : bool, default True
         Whether idle endpoints are sent duplicates of the rows that a straggler holds at the end of a run.
+    order : {"auto", "prefix", "given"}, default "auto"
+        In which order rows are sent. Servers keep what they have computed of a prompt, and prompts that begin alike
+        share it, so rows with a common prefix are best sent to one endpoint, one after another. "auto" looks once
+        whether many rows share long prefixes beyond what all share, such as the documents of a table of documents and
+        questions, and sends them in runs then; "prefix" does so for any prefixes of 16 tokens or more; "given" deals
+        rows in the order of the frame. Results are in the order of the frame in any case.
 
     Raises
     ------
     SettingError
-        A number is below 1, or ``max_size`` above 1,024.
+        A number is below 1, or ``max_size`` above 1,024; an ``order`` that there is not.
 
     Examples
     --------
@@ -89,6 +96,7 @@ class BatchPolicy:
     max_in_flight: int = 16
     single_in_flight: int = 64
     hedge: bool = True
+    order: Order = "auto"
 
     def __post_init__(self) -> None:
         for name in ("max_size", "max_in_flight", "single_in_flight"):
@@ -97,6 +105,9 @@ class BatchPolicy:
                 raise SettingError(f"BatchPolicy({name}={value!r}): must be a whole number, 1 or more")
         if self.max_size > 1024:
             raise SettingError(f"BatchPolicy(max_size={self.max_size}): vLLM takes at most 1,024 prompts a request")
+        if self.order not in get_args(Order):
+            allowed = ", ".join(map(repr, get_args(Order)))
+            raise SettingError(f"BatchPolicy(order={self.order!r}): must be one of {allowed}")
 
 
 @dataclass(frozen=True, slots=True)

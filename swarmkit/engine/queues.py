@@ -6,12 +6,16 @@ Rows with a limited budget of tokens (``token_budgets``) never share a request w
 from __future__ import annotations
 
 import heapq
+import itertools
 import math
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import cast
 
 __all__ = ["Queues", "RetryBatch", "RetryBatches", "halves", "home_queues"]
+
+_FILLED = 0.9  # of a request: smaller ones would keep an endpoint less busy
 
 
 def home_queues(
@@ -58,6 +62,9 @@ class Queues:
         Per endpoint, the positions it starts with (``home_queues``).
     limited : collection of int
         Rows that may not share a request with others.
+    parts : sequence of int, optional
+        By position: the part of a run of one prefix that a row belongs to (``prefixes.PrefixOrder``). Whole parts are
+        taken where they fit, and only whole ones are stolen.
 
     Attributes
     ----------
@@ -71,9 +78,12 @@ class Queues:
     ((0, 2), (4,), (1,), 0)
     """
 
-    def __init__(self, queues: Iterable[Iterable[int]], limited: Collection[int]) -> None:
+    def __init__(
+        self, queues: Iterable[Iterable[int]], limited: Collection[int], parts: Sequence[int] | None = None
+    ) -> None:
         self._queues = [deque(q) for q in queues]
         self._limited = limited
+        self._parts = parts
         self.unsent = sum(map(len, self._queues))
         # Lengths, the longest first, as they were when last seen: queues shrink, so an entry that is still right
         # when it comes to the top belongs to the longest one. Scanning all queues at each steal would cost a large
@@ -101,21 +111,47 @@ class Queues:
         assert all(index in noted for index, queue in enumerate(self._queues) if queue), "a queue cannot be stolen from"
 
     def take(self, index: int, size: int) -> tuple[int, ...]:
-        """Up to ``size`` rows off the front of an endpoint's own queue."""
-        return self._cut(self._queues[index], size, from_end=False)
+        """Up to ``size`` rows off the front of an endpoint's own queue: whole parts, if these nearly fill a request.
 
-    def steal(self, size: int) -> tuple[int, ...]:
-        """Up to ``size`` rows off the end of the longest queue."""
+        What is left of a part may be stolen; until then it finds its prefix in the cache of the endpoint.
+        """
+        queue = self._queues[index]
+        if self._parts is not None:
+            whole = self._in_whole_parts(itertools.islice(queue, size + 1), size)
+            size = whole if _FILLED * size <= whole <= size else size
+        return self._cut(queue, size, from_end=False)
+
+    def steal(self, size: int, index: int | None = None) -> tuple[int, ...]:
+        """Up to ``size`` rows off the end of the longest queue.
+
+        In parts these are whole parts, one at least; what is more than ``size`` goes to the queue of the endpoint
+        ``index`` that steals.
+        """
         while self.unsent:
-            noted, index = self._longest[0]
-            length = len(self._queues[index])
-            if length == -noted:
-                return self._cut(self._queues[index], size, from_end=True)
-            if length:
-                heapq.heapreplace(self._longest, (-length, index))
+            noted, longest = self._longest[0]
+            queue = self._queues[longest]
+            if len(queue) == -noted:
+                if self._parts is None or index is None:
+                    return self._cut(queue, size, from_end=True)
+                rows = self._cut(queue, self._in_whole_parts(reversed(queue), size), from_end=True)
+                if len(rows) > size:
+                    self.put_back(index, rows[size:])
+                return rows[:size]
+            if queue:
+                heapq.heapreplace(self._longest, (-len(queue), longest))
             else:
                 heapq.heappop(self._longest)
         return ()
+
+    def _in_whole_parts(self, rows: Iterable[int], size: int) -> int:
+        """How many of these rows are parts that fit into ``size`` together; those of the first part at least."""
+        count = 0
+        for _, part in itertools.groupby(rows, cast("Sequence[int]", self._parts).__getitem__):
+            more = sum(1 for _ in part)
+            if count and count + more > size:
+                break
+            count += more
+        return count
 
     def put_back(self, index: int, rows: Sequence[int], last: bool = False) -> None:
         """Rows that were not worked on return to the front of a queue, or to its end."""

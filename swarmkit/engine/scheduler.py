@@ -8,7 +8,8 @@ The rules, in the order an endpoint looking for work applies them:
 
 1. Rows that failed elsewhere go first, never to the endpoint that failed them while another one is ready.
 2. Then its own home queue, a batch at a time.
-3. When that is empty, it steals from the end of the longest queue, fewer rows each time.
+3. When that is empty, it steals from the end of the longest queue, fewer rows each time; whole parts of runs that
+   share a prefix, where rows are in such runs (``prefixes.py``).
 4. When nothing is unsent, it duplicates rows that a straggler holds (``stragglers.py``). The first answer wins, and a
    request is dropped when none of its rows is needed any more.
 
@@ -87,6 +88,8 @@ class Scheduler:
         Whether endpoints were seen to be up before the run, so that they are waited for from its beginning.
     tokens : callable
         Gives the tokens of a row, prompt and answer, as far as they can be estimated: for rates.
+    parts : sequence of int, optional
+        By position, which rows of the queues belong together (``prefixes.PrefixOrder``).
 
     Attributes
     ----------
@@ -122,10 +125,11 @@ class Scheduler:
         hedge: bool = True,
         expected: bool = True,
         tokens: Callable[[int], int] = lambda row: 1,
+        parts: Sequence[int] | None = None,
     ) -> None:
         self.fleet = fleet
         self._limited = limited or {}
-        self._queues = Queues(queues, self._limited)
+        self._queues = Queues(queues, self._limited, parts)
         self._left = self._queues.unsent
         self.rations = Rations(self.fleet, tokens)
         self._busy_for: set[int] = set()  # rows for which endpoints were full when they were asked alone
@@ -775,7 +779,7 @@ class Scheduler:
     def _steal(self, index: int, room: int) -> tuple[int, ...]:
         steal_size = self.fleet.steal_size(index, room, self._queues.unsent)
         self.counts.steals += steal_size > 0
-        return self._queues.steal(steal_size) if steal_size else ()
+        return self._queues.steal(steal_size, index) if steal_size else ()
 
     # ---- stragglers ------------------------------
 

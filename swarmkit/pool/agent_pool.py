@@ -23,6 +23,7 @@ from ..client.proxy import Proxy
 from ..engine.columns import Columns
 from ..engine.endpoints import Fleet
 from ..engine.policy import BatchPolicy, RetryPolicy
+from ..engine.prefixes import prefix_order
 from ..engine.queues import home_queues
 from ..engine.scheduler import Scheduler
 from ..engine.token_budgets import Sizing
@@ -34,6 +35,7 @@ from ..runs.log import RunLog
 from ..runs.stats import UNTOLD, RunStats
 from ..text import plural, table_html
 from .executor import Executor, Renewal
+from .prefix_caches import prefix_caches
 from .rates import Rates
 from .route_plan import RoutePlan
 from .shared_state import SharedState
@@ -49,6 +51,8 @@ if TYPE_CHECKING:
 
 __all__ = ["AgentPool"]
 
+_MANY = 20_000  # rows
+_USUAL_ANSWER = 256  # tokens: few answers are as long as they may be
 _ONE_ENDPOINT_PAUSES = 6  # shortest pauses for which a request to one endpoint only is tried again
 
 
@@ -424,7 +428,9 @@ class AgentPool:
         places = list(map(stats.roster.place, pool._endpoints))
         size, routes = len(stats.roster.names), [plan.describe() for plan in plans]
         endpoints = by_place(pool._endpoints, places, size)
-        scheduler = pool._scheduler(prompts, rows, sizing, single, places, endpoints, spec.n)
+        schedule = partial(pool._scheduler, prompts, rows, sizing, single, places, endpoints, spec.n)
+        # To sort many rows by their prefixes takes a while, and other runs are on this loop.
+        scheduler = schedule() if len(rows) < _MANY else await asyncio.to_thread(schedule)
         called: list[Listener] = [stats, *parts, Listeners([RunLog(), *listeners], stats.listener_errors)]
 
         def emit(event: RunEvent) -> None:
@@ -446,24 +452,26 @@ class AgentPool:
         )
         emit(RunStarted(len(prompts.texts), len(rows), stats.roster.names, routes, time.monotonic()))
         failure, cancelled, error = None, False, ""
-        try:
-            plan_of = partial(self._plan_of, spec=spec, texts=texts, sizing=sizing, single=single, plans=plans)
-            async with following(self, pool._endpoints, executor, plan_of, stats):
-                failure = await executor.run()
-        except asyncio.CancelledError:
-            cancelled = True
-            raise
-        except Exception as exc:
-            error = f"{type(exc).__name__}: {exc}"
-            raise
-        finally:
-            scheduler.rations.release()
-            stats.retries += scheduler.counts.retries
-            stats.halvings += scheduler.counts.halvings
-            stats.steals += scheduler.counts.steals
-            stats.reissues += scheduler.counts.duplicates
-            stats.routes = dict(Counter(stats.routes) + Counter(w.describe() for w in plans) - Counter(routes))
-            emit(RunEnded(failure, cancelled, time.monotonic(), error))
+        vllms = {e.url: e for e in pool._endpoints if self._kind(e) == "vllm"}
+        async with prefix_caches(transport, list(vllms.values()), len(rows), stats):
+            try:
+                plan_of = partial(self._plan_of, spec=spec, texts=texts, sizing=sizing, single=single, plans=plans)
+                async with following(self, pool._endpoints, executor, plan_of, stats):
+                    failure = await executor.run()
+            except asyncio.CancelledError:
+                cancelled = True
+                raise
+            except Exception as exc:
+                error = f"{type(exc).__name__}: {exc}"
+                raise
+            finally:
+                scheduler.rations.release()
+                stats.retries += scheduler.counts.retries
+                stats.halvings += scheduler.counts.halvings
+                stats.steals += scheduler.counts.steals
+                stats.reissues += scheduler.counts.duplicates
+                stats.routes = dict(Counter(stats.routes) + Counter(w.describe() for w in plans) - Counter(routes))
+                emit(RunEnded(failure, cancelled, time.monotonic(), error))
         return failure
 
     async def _plan_of(
@@ -499,7 +507,10 @@ class AgentPool:
     ) -> Scheduler:
         chars = array("q", [len(text) if text else 0 for text in prompts.texts])
         limited = sizing.limited([r for r in rows if r not in prompts.fits] if prompts.fits else rows, chars)
-        queues = dict(zip(places, home_queues(rows, len(places), chars, limited), strict=True))
+        answer = int(sizing.chars_per_token * min(sizing.cap, _USUAL_ANSWER) * n)
+        runs = prefix_order(prompts.texts, rows, len(places), limited, answer=answer, order=self._batch.order)
+        homes = runs.queues if runs else home_queues(rows, len(places), chars, limited)
+        queues = dict(zip(places, homes, strict=True))
         in_flight = self._batch.single_in_flight if single else self._batch.max_in_flight
         rates = self._core.rates
 
@@ -525,11 +536,16 @@ class AgentPool:
             hedge=self._batch.hedge,
             expected=any(e.url in self._core.infos and self._status(e) == "up" for e in self._endpoints),
             tokens=tokens,
+            parts=runs.parts if runs else None,
         )
 
     def _status(self, endpoint: AgentEndpoint) -> str:
         info = self._core.infos.get(endpoint.url)
         return info.status if info else "up"
+
+    def _kind(self, endpoint: AgentEndpoint) -> str:
+        info = self._core.infos.get(endpoint.url)
+        return info.kind if info else "unknown"
 
     def _limit(self, per_endpoint: int) -> int:
         """Most requests in flight over the pool: the setting, within the limit on open files."""

@@ -97,6 +97,10 @@ class RunStats:
     retries, halvings, steals, reissues : int
         Failed batches sent again; refused batches split in two; batches taken from another endpoint's queue; rows sent
         to a second endpoint because the first one took too long.
+    prefix_queries, prefix_hits, prefix_endpoints : int
+        Tokens of prompts that vLLM servers looked up in their prefix caches during the run, and those of them that they
+        found there, as the servers themselves count them: for all who ask them at the time. Servers that count so, and
+        answered when they were asked: a sample of 32 of larger pools. 0 for runs of fewer than 64 rows.
     time_s : float
         Seconds from start to end.
     routes : dict of str to int
@@ -154,6 +158,9 @@ class RunStats:
     halvings: int = 0
     steals: int = 0
     reissues: int = 0
+    prefix_queries: int = 0
+    prefix_hits: int = 0
+    prefix_endpoints: int = 0
     time_s: float = 0.0
     routes: dict[str, int] = field(default_factory=dict)
     endpoints: list[EndpointStats] = field(default_factory=list)
@@ -431,6 +438,7 @@ class RunStats:
             ("time", f"{self.time_s:.1f} s ({self.rows_per_s:.1f} rows/s)"),
             ("requests", f"{self.requests:,}" + (f", {shown} rows each" if shown else "")),
             ("tokens", _tokens(self.prompt_tokens, self.completion_tokens) + self._uncounted()),
+            *self._prefix_caches(),
             *self._not_valid(),
             *([("cut off", f"{plural(self.cut, 'answer')} ended for want of tokens")] if self.cut else []),
             *([("prompts cut", f"{self.truncated:,}, to fit the context")] if self.truncated else []),
@@ -446,6 +454,13 @@ class RunStats:
         return (
             f"; {plural(missing, 'answer')} not counted by the server (details=True asks for it)" if missing > 0 else ""
         )
+
+    def _prefix_caches(self) -> list[tuple[str, str]]:
+        if not self.prefix_queries:
+            return []
+        share = f"{self.prefix_hits / self.prefix_queries:.0%} of {self.prefix_queries:,} prompt tokens found"
+        asked = f"{self.prefix_endpoints:,} of {plural(len(self.endpoints), 'endpoint')}"
+        return [("prefix caches", f"{share}, as {asked} {'says' if self.prefix_endpoints == 1 else 'say'}")]
 
     def _not_valid(self) -> list[tuple[str, str]]:
         if not self.invalid:

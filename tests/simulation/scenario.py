@@ -172,6 +172,23 @@ class Scenario:
             for i in self.rolling:
                 times = sorted(rng.uniform(0, 20.0) for _ in range(rng.randint(1, 6)))
                 changes += [(time, i, (k % 2 == 0) == (i in removed)) for k, time in enumerate(times)]
+        self.prefill_s = 0.0
+        own = random.Random(f"prefixes of {seed}")
+        if own.random() < 0.2:
+            self.share_prefixes(own)
+
+    def share_prefixes(self, rng):
+        """Prompts take time, rows share long prefixes, and servers have caches for them, large or small."""
+        sizes = [rng.choice([1, 2, 6, 40]) for _ in range(self.rows)] if rng.random() < 0.5 else [6] * self.rows
+        places = [d for d, size in enumerate(sizes) for _ in range(size)][: self.rows]
+        rng.shuffle(places)
+        long = rng.choice([10, 60])
+        texts = [f"document {d:08d} " * long + f"question {rng.random()}" for d in places]
+        self.arguments |= {"texts": texts, "order": rng.choice(["auto", "prefix", "prefix", "given"])}
+        token_s, blocks = rng.choice([0.0, 1e-6, 1e-5]), rng.choice([0, 100, 100_000])
+        for server in self.servers:
+            server.token_s, server.cache = token_s, blocks
+        self.prefill_s = token_s * sum(map(len, texts)) / 4
 
     def run(self, **more):
         """Run it and check what holds for runs of this kind; returns the Virtual."""
@@ -238,7 +255,7 @@ class Scenario:
         polite = any(s.fault and (s.fault.queue or FailureKind.BUSY in s.fault.kinds) for s in self.servers)
         grace = 60.0 + 10 * slowest + 2 * retry.cap_s + 250.0 * polite
         times = 2 + bool(self.arguments["concurrency"]) + 18 * (not sound)
-        return times * (work / rate if rate else 0.0) + outages + hangs + killed + grace
+        return times * (work / rate + self.prefill_s if rate else 0.0) + outages + hangs + killed + grace
 
     def rate(self):
         """Rows a second that the endpoints answer, at their speeds and with what their faults cost."""
@@ -289,7 +306,10 @@ class Scenario:
         if not even:
             return
         assert not virtual.scheduler.counts.duplicates, "a healthy run copies nothing"
-        if self.arguments["limited"] or self.arguments["concurrency"]:
+        if virtual.parts is not None and not virtual.scheduler.counts.steals:
+            homes = {(virtual.parts[row], tuple(met)) for row, met in run.met.items()}
+            assert len(homes) == len({part for part, _ in homes}), "rows of one prefix went to several endpoints"
+        if self.arguments["limited"] or self.arguments["concurrency"] or virtual.parts is not None:
             return
         size, n = self.arguments["max_size"], self.endpoints
         # Shares in whole batches: nearly all runs take just these. Where all answers come at one moment, the endpoint
