@@ -95,6 +95,10 @@ class LastSends:
         """When all of these endpoints are sent nothing more."""
         return max(map(self.closes_at, indexes), default=self.deadline.at)
 
+    def rows(self, rate: float, now: float) -> int:
+        """Rows that an endpoint finishes before the deadline, at so many a second."""
+        return int(rate * max(0.0, self.deadline.at - now) / _MARGIN)
+
     def took(self, index: int, rows: int, seconds: float) -> None:
         """A request with so many rows was answered in full."""
         recent = self._recent.setdefault(index, deque(maxlen=_RECENT))

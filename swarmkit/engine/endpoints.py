@@ -565,6 +565,8 @@ class Fleet(list[Endpoint]):
             if self._too_slow(index, over_s, now):
                 return 0
             hold = min(hold, max(1, math.ceil(self._share(e, over_s))))
+        if self.last_sends is not None and e.rate > 0:  # what it holds must be finished, too
+            hold = min(hold, max(1, self.last_sends.rows(e.rate, now)))
         if e.window < hold:
             hold = max(1, int(e.window))
         free = hold - e.held
