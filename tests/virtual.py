@@ -368,7 +368,9 @@ class Virtual(VirtualRun):
         elif run.failure.kind is FailureKind.DEADLINE:
             fleet = self.scheduler.fleet
             taking_part = [i for i, e in enumerate(fleet) if e.breaker not in (Breaker.OUT, Breaker.REMOVED)]
-            assert self.now == self.deadline or (not self.dropped_last and self.now >= fleet.last_sends.latest(taking_part))
+            assert self.now == self.deadline or (
+                not self.dropped_last and self.now >= fleet.last_sends.latest(taking_part)
+            )
         else:
             present = [e for e in self.scheduler.fleet if e.breaker is not Breaker.REMOVED]
             out = present and all(e.breaker is Breaker.OUT for e in present)
