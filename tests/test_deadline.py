@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
+import subprocess
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -12,12 +15,16 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from command import command
 from scripted import Call, Scripted
 from virtual import Server, Virtual
 
 import swarmkit as sk
+from swarmkit.cli.parser import parser
+from swarmkit.client.job_end import job_end
 from swarmkit.records import FailureKind
 
+ROOT = Path(sk.__file__).parents[1]
 ASK = "a b c d e f {i}"  # with "echo:" eight tokens: 0.2 s
 NOT_ASKED = re.compile(r"not asked: the deadline \d\d:\d\d:\d\d was reached")
 NOT_ANSWERED = re.compile(r"not answered: the deadline \d\d:\d\d:\d\d was reached")
@@ -256,3 +263,168 @@ def test_rows_of_several_models_end_together(tmp_path: Path) -> None:
     assert 0 < stats.answered < 80
     assert stats.not_asked == answers["response"].isna().sum() == 80 - stats.answered
     assert "rows are left" in warned[-1]
+
+
+# ---- the end of a job ------------------------------
+
+
+@pytest.fixture
+def says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Puts a program on PATH that prints a text if it is called with these words."""
+    for name in ("SLURM_JOB_ID", "SLURM_JOB_END_TIME", "PBS_JOBID"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+
+    def program(name: str, words: str, text: str, code: int = 0) -> None:
+        (tmp_path / "said").write_text(text)
+        script = (
+            f'#!/bin/sh\n[ "$*" = "{words}" ] || exit 9\ncat {tmp_path}/said {">&2" if code else ""}\nexit {code}\n'
+        )
+        (tmp_path / name).write_text(script)
+        (tmp_path / name).chmod(0o755)
+
+    return program
+
+
+def left_s(ends: str) -> float:
+    return (job_end(ends) - datetime.now(UTC)).total_seconds()
+
+
+def test_the_end_of_a_slurm_job(says: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_JOB_END_TIME", str(int(time.time()) + 500))
+    assert left_s("slurm") == pytest.approx(500, abs=5)
+    monkeypatch.delenv("SLURM_JOB_END_TIME")
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    for said, seconds in (("59:30\n", 3570), ("2:00:00\n", 7200), ("1-01:00:01\n", 90_001)):
+        says("squeue", "-h -j 17 -o %L", said)
+        assert left_s("slurm") == pytest.approx(seconds, abs=5)
+    for said, code, words in (("UNLIMITED\n", 0, "'UNLIMITED'"), ("Invalid job id\n", 1, "Invalid job id")):
+        says("squeue", "-h -j 17 -o %L", said, code)
+        with pytest.raises(sk.SettingError, match=f"{words}.*give seconds or a datetime"):
+            job_end("slurm")
+
+
+@pytest.mark.parametrize("started", ["stime", "start_time"])
+def test_the_end_of_a_pbs_job(says: Callable[..., None], monkeypatch: pytest.MonkeyPatch, started: str) -> None:
+    monkeypatch.setenv("PBS_JOBID", "17.server")
+    began = time.strftime("%a %b %e %H:%M:%S %Y", time.localtime(time.time() - 600))
+    job = f"Job Id: 17.server\n    Job_Name = a = b\n    Resource_List.walltime = 01:00:00\n    {started} = {began}\n"
+    says("qstat", "-f 17.server", f"{job}    Variable_List = PBS_O_HOME=/home/me,\n\tPBS_O_LANG=C\n")
+    assert left_s("pbs") == pytest.approx(3000, abs=5)
+    says("qstat", "-f 17.server", "Job Id: 17.server\n    job_state = R\n")
+    with pytest.raises(sk.SettingError, match="no Resource_List.walltime that can be read"):
+        job_end("pbs")
+
+
+@pytest.mark.parametrize(("ends", "variable"), [("slurm", "SLURM_JOB_ID"), ("pbs", "PBS_JOBID")])
+def test_outside_of_a_job(
+    says: Callable[..., None], pool: sk.VLLMPool, monkeypatch: pytest.MonkeyPatch, ends: Any, variable: str
+) -> None:
+    with pytest.raises(sk.SettingError, match=rf"\${variable} is not set: outside of a job, give seconds"):
+        sk.scatter(frame(1), ASK, deadline=ends)
+    monkeypatch.setenv(variable, "17")
+    monkeypatch.setenv("PATH", "/nonexistent")
+    with pytest.raises(sk.SettingError, match="does not say when the job ends"):
+        sk.scatter(frame(1), ASK, deadline=ends)
+
+
+def test_a_run_ends_before_its_job(slow: sk.VLLMPool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_JOB_END_TIME", str(int(time.time()) + 4))  # of which a tenth is kept for the result
+    answers, seconds, _ = timed(lambda: sk.scatter(frame(900), ASK, pool=slow, deadline="slurm", progress=False))
+    assert 0 < len(right(answers)) < 900
+    assert seconds < 4.0
+
+
+# ---- the command line ------------------------------
+
+
+@pytest.fixture
+def asked(tmp_path: Path, slow: sk.VLLMPool) -> dict[str, Any]:
+    """A table of 240 rows, and the words and the environment of commands that ask it."""
+    frame(240).to_csv(tmp_path / "in.csv", index=False)
+    hosts = tmp_path / "a.hostfile"
+    hosts.write_text("".join(f"{e.name}\n" for e in slow.endpoints))
+    env = {**os.environ, "TEST_KEY": slow.endpoints[0].key() or "", "NO_COLOR": "1", "PYTHONPATH": str(ROOT)}
+    return {"words": ["--hostfile", hosts, "--api-key-env", "TEST_KEY", "--chunk-rows", 60], "env": env}
+
+
+@pytest.mark.slow
+def test_the_command_line_ends_with_a_code_of_its_own(asked: dict[str, Any], tmp_path: Path) -> None:
+    out = tmp_path / "out.jsonl"
+    words = ["scatter", tmp_path / "in.csv", "--prompt", ASK, "-o", out, "--overwrite", "--store", tmp_path / "store"]
+    words += asked["words"]
+    first = command(*words, "--deadline", 3, env=asked["env"])
+    assert first.returncode == 75, first.stderr
+    assert re.search(r"reached: \d+ of 240 rows are left: run the same command again, the store has", first.stderr)
+    assert re.search(r"240 rows, 0 failed, .*\d+ not asked", first.stderr)
+    written = pd.read_json(out, lines=True)
+    assert len(written) == 240
+    left = written["response"].isna()
+    assert 0 < left.sum() <= 240
+    assert all(NOT_ASKED.fullmatch(e) or NOT_ANSWERED.fullmatch(e) for e in written["response_error"][left])
+    again = command(*words, "--quiet", "--deadline", datetime.now(UTC).isoformat(), env=asked["env"])
+    assert again.returncode == 75
+    assert "240 of 240 rows are left" in again.stderr
+    done = command(*words, env=asked["env"])
+    assert done.returncode == 0, done.stderr
+    assert re.search(rf"{240 - left.sum()} stored", done.stderr) or left.all()
+    assert pd.read_json(out, lines=True)["response"].tolist() == [f"echo: a b c d e f {i}" for i in range(240)]
+    refused = command(*words, "--deadline", "soon", env=asked["env"])
+    assert refused.returncode == 2
+    assert "'soon' is none of: seconds from now" in refused.stderr
+
+
+@pytest.mark.slow
+def test_a_tree_on_the_command_line(asked: dict[str, Any], tmp_path: Path) -> None:
+    pd.DataFrame({"k": [i % 150 for i in range(600)], "t": "text"}).to_csv(tmp_path / "leaves.csv", index=False)
+    words = ["tree-reduce", tmp_path / "leaves.csv", "--column", "t", "--by", "k", "--prompt", "{k} {responses}"]
+    words += ["--fanin", 2, "-o", tmp_path / "top.csv", *asked["words"][:-2], "--deadline", 4]
+    done = command(*words, env=asked["env"])
+    assert done.returncode == 75, done.stderr
+    assert "merges are left: run the same command again, with --store" in done.stderr
+    assert len(pd.read_csv(tmp_path / "top.csv")) == 150
+
+
+@pytest.mark.slow
+def test_lines_of_a_batch_file_expire(asked: dict[str, Any], tmp_path: Path) -> None:
+    source, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    with source.open("w") as file:
+        for i in range(300):
+            turns = [{"role": "user", "content": f"a b c d e f {i}"}]
+            line = {"custom_id": f"task-{i}", "method": "POST", "url": "/v1/chat/completions"}
+            file.write(json.dumps({**line, "body": {"messages": turns, "max_tokens": 16, "temperature": 0}}) + "\n")
+    words = ["scatter", source, "-o", out, "--overwrite", "--store", tmp_path / "store", *asked["words"]]
+    first = command(*words, "--deadline", 3, env=asked["env"])
+    assert first.returncode == 75, first.stderr
+    lines = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [line["custom_id"] for line in lines] == [f"task-{i}" for i in range(300)]
+    assert {line["error"]["code"] for line in lines if line["error"]} == {"batch_expired"}
+    assert command(*words, env=asked["env"]).returncode == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("page", "number"), [("clusters.md", 0), ("clusters.md", 1), ("batch_files.md", 0)])
+def test_the_job_scripts_of_the_docs_go_on_until_all_is_done(tmp_path: Path, page: str, number: int) -> None:
+    """The script as it stands on the page; ``swarmkit`` says first that time is up, then that all is answered."""
+    scripts = [
+        s for s in re.findall(r"```bash\n(#!.*?)```", (ROOT / "docs" / page).read_text(), re.DOTALL) if "75" in s
+    ]
+    script, bin_, log = tmp_path / "scatter.pbs", tmp_path / "bin", tmp_path / "log"
+    script.write_text(scripts[number])
+    bin_.mkdir()
+    says = {
+        "swarmkit": f'echo "$@" >> {log}; [ "$(grep -c deadline {log})" -lt 3 ] && exit 75; exit 0',
+        "scontrol": f'[ "$*" = "requeue 17" ] && bash {script}',
+        "qsub": f'[ "$*" = scatter.pbs ] && bash {script}',
+    }
+    for name, text in says.items():
+        (bin_ / name).write_text(f"#!/bin/bash\n{text}\n")
+        (bin_ / name).chmod(0o755)
+    env = {"PATH": f"{bin_}:{os.environ['PATH']}", "SLURM_JOB_ID": "17", "PBS_O_WORKDIR": str(tmp_path)}
+    done = subprocess.run(["bash", script], env=env, capture_output=True, text=True, check=False, timeout=30)
+    assert done.returncode == 75, done.stderr  # the first job's own; its successors ended well
+    calls = log.read_text().splitlines()
+    assert len(calls) == 3
+    for call in calls:  # the real command takes these words
+        words = re.sub(r"Summarise: \{abstract\}", "x", call).split()
+        assert parser().parse_args(words).deadline in ("slurm", "pbs")
