@@ -312,7 +312,7 @@ def test_the_end_of_a_pbs_job(says: Callable[..., None], monkeypatch: pytest.Mon
     says("qstat", "-f 17.server", f"{job}    Variable_List = PBS_O_HOME=/home/me,\n\tPBS_O_LANG=C\n")
     assert left_s("pbs") == pytest.approx(3000, abs=5)
     says("qstat", "-f 17.server", "Job Id: 17.server\n    job_state = R\n")
-    with pytest.raises(sk.SettingError, match="no Resource_List.walltime that can be read"):
+    with pytest.raises(sk.SettingError, match="walltime that can be read"):
         job_end("pbs")
 
 
