@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
@@ -205,6 +206,15 @@ def test_a_server_that_says_nothing_does_not_hold_up_the_end() -> None:
 
 
 # ---- the other verbs ------------------------------
+
+
+def test_a_submitted_run_and_an_awaited_one(slow: sk.VLLMPool) -> None:
+    options: dict[str, Any] = {"pool": slow, "deadline": 1.5, "progress": False}
+    run = sk.submit(frame(300), ASK, **options)
+    with pytest.warns(sk.SwarmWarning, match="of 300 rows are left"):
+        assert len(right(run.result())) < 300
+    with pytest.warns(sk.SwarmWarning, match="of 300 rows are left"):
+        assert len(right(asyncio.run(sk.ascatter(frame(300), ASK, **options)))) < 300
 
 
 def test_iter_scatter_gives_each_row_once(slow: sk.VLLMPool) -> None:

@@ -138,8 +138,8 @@ class _RowModels:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            whole.emit(RunEnded(None, cancelled, time.monotonic(), error))
-        late = next((g.failure for g in groups if g.failure and g.failure.kind is FailureKind.DEADLINE), None)
+            late = next((g.failure for g in groups if g.failure and g.failure.kind is FailureKind.DEADLINE), None)
+            whole.emit(RunEnded(late, cancelled, time.monotonic(), error))
         if groups and not late and all(group.failure for group in groups):
             for group in groups:
                 if group.refused:
