@@ -28,6 +28,7 @@ from .accessor import overview
 from .errors import SettingError
 from .frames import verbs
 from .frames.call import arguments, is_whole, read_options
+from .frames.deadline import moment_of
 from .frames.options import PartitionScatterOptions, PartitionTreeOptions
 from .frames.scatter import ScatterFrame
 from .frames.signatures import takes
@@ -160,6 +161,10 @@ class DaskSwarm:
         ------
         UnknownColumnError, PromptError, SettingError, TypeError
             At once, as by ``swarmkit.scatter``.
+
+        Notes
+        -----
+        ``deadline=`` holds for all partitions together, and its seconds begin here, not with ``compute``.
         """
         given, own, recipe, runs = self._prepare(self.scatter, options, workers, prompt=prompt)
         if isinstance(prompt, pd.Series):
@@ -226,6 +231,8 @@ class DaskSwarm:
         with contextlib.closing(read_options({**given, "progress": False}, aggregation)) as call:
             if call.store is not None:
                 own["store"] = str(call.store.path.absolute())
+            if call.deadline is not None:  # that of all partitions
+                own["deadline"] = moment_of(call.deadline)
             return given, own, _recipe(call.pool), runs
 
 

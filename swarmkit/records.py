@@ -52,6 +52,8 @@ class FailureKind(StrEnum):
     """A 200 whose answers cannot be matched to the rows of the request."""
     INVALID = "not valid"
     """An answer that is not what the call asks for; rows fail so, requests never do."""
+    DEADLINE = "not asked"
+    """The call's deadline came first; runs end so, requests never do."""
     LOCAL = "limit of this machine"
     """Too many open files, no memory for a socket: a limit of the client, not a failure of the endpoint."""
 

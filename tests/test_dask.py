@@ -174,3 +174,20 @@ def test_a_killed_worker_changes_nothing_and_only_what_was_in_flight_goes_out_ag
     print(f"\n{again} of 400 prompts came on top")
     # The victim's partition asked again from its beginning would be some 40 more than that.
     assert again <= 16 + 5 * 3 + 5
+
+
+def test_a_deadline_holds_for_all_partitions(monkeypatch):
+    speed = {"tokens_per_s": 40.0, "max_num_seqs": 4}
+    with sk.local(1, engine="echo", **speed) as swarm:
+        monkeypatch.setenv(KEY, swarm.endpoints[0].key())
+        with sk.connect(keyless(swarm), batch=sk.BatchPolicy(max_size=4)):
+            ddf = dd.from_pandas(pd.DataFrame({"t": [f"a b c d e f {i}" for i in range(240)]}), npartitions=4)
+            began = time.monotonic()
+            with pytest.warns(sk.SwarmWarning, match="rows are left"):
+                got = ddf.swarm.scatter("t", deadline=4.0).compute(scheduler="sync")
+            assert time.monotonic() - began < 6.0
+    done = got["response"].notna()
+    assert 0 < done.sum() < 240
+    assert got["response"][done].tolist() == [f"echo: {t}" for t in got["t"][done]]
+    assert got["response_error"][~done].str.contains("the deadline .* was reached").all()
+    assert not all(done[i : i + 60].any() for i in range(0, 240, 60)), "one of the partitions began after it"

@@ -19,6 +19,8 @@ def functions(df: pd.DataFrame) -> None:
     assert_type(sk.submit(df, lambda row: str(row["gene"]), stop=["\n"], chat=None), sk.Run)
     sk.tree_reduce(df, "response", "Merge: {responses}", by=["organism"], fanin=8, trace=True)
     sk.broadcast("Who are you?", system="Be brief.")
+    sk.scatter(df, "{gene}", deadline="slurm")
+    sk.scatter(df, "{gene}", deadline="tomorrow")  # type: ignore[arg-type]
     sk.scatter(df, "{gene}", temprature=0)  # type: ignore[call-arg]
     sk.scatter(df, "{gene}", temperature="hot")  # type: ignore[arg-type]
     sk.broadcast("Who are you?", store="runs/a")  # type: ignore[call-arg]

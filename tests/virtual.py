@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from swarmkit.analysis.simulate import Server as SoundServer
 from swarmkit.analysis.simulate import VirtualRun, blocks_of
 from swarmkit.engine.breaker import Breaker
+from swarmkit.engine.deadline import Deadline
 from swarmkit.engine.endpoints import Fleet
 from swarmkit.engine.messages import Added, Delivered, Ended, Failed, Removed
 from swarmkit.engine.policy import REACTIONS, RetryPolicy
@@ -93,7 +94,8 @@ class Virtual(VirtualRun):
     Parameters are the scheduler's and: ``lengths(row)``, the work in a row (1 is usual); ``killers``, row to the
     ``Trouble`` it makes wherever it is accepted; ``limited``, row to budget; ``books``, the number of events between
     two audits of the scheduler's books (0: none); ``changes``, ``(time, endpoint, whether it is added)`` for those that
-    come and go, and ``removed``, those that are not there at first; ``texts``, the prompts, laid out by ``order``.
+    come and go, and ``removed``, those that are not there at first; ``texts``, the prompts, laid out by ``order``;
+    ``deadline``, seconds.
     """
 
     def __init__(
@@ -121,6 +123,7 @@ class Virtual(VirtualRun):
         removed=(),
         texts=None,
         order="auto",
+        deadline=None,
     ):
         self.rng = random.Random(seed)
         self.rows = rows
@@ -147,7 +150,9 @@ class Virtual(VirtualRun):
             removed=removed,
             concurrency=concurrency,
             rate_of=rate_of,
+            deadline=None if deadline is None else Deadline(deadline, "now"),
         )
+        self.deadline = INF if deadline is None else deadline
         scheduler = Scheduler(
             fleet,
             [queues.get(i, []) for i in range(len(servers))],
@@ -182,6 +187,7 @@ class Virtual(VirtualRun):
             self.denials[index], self.not_before[index] = 0, 0.0
         requests, is_due = scheduler.sent, is_added and scheduler._queues.unsent and not fleet[index].requests
         self.tell(Added(index) if is_added else Removed(index))
+        is_due = is_due and (fleet.last_sends is None or self.now < fleet.last_sends.closes_at(index))
         if is_due and self.concurrency == INF and fleet.rate_of(index) is None:
             assert scheduler.sent > requests, "an endpoint was added, and gets nothing"
 
@@ -224,6 +230,7 @@ class Virtual(VirtualRun):
     def carry_out(self, messages):
         for message in messages if self.trace else ():
             self.trace(self.now, message)
+        self.dropped_last = bool(self.open)
         super().carry_out(messages)
 
     def settle(self, row, failure):
@@ -247,6 +254,8 @@ class Virtual(VirtualRun):
             assert rate._rpm is None or len(rate._log) <= rate._rpm, "more requests a minute than its gateway takes"
             assert rate.open <= rate._connections, "more requests in flight than its gateway takes"
         assert e.ready, f"sent to an endpoint whose breaker is {e.breaker}"
+        if (last := self.scheduler.fleet.last_sends) is not None:
+            assert self.now < last.closes_at(index), "sent although there is no time for it"
         assert e.breaker is not Breaker.HALF_OPEN or self.requests_at[index] == 1, "half-open: one request"
         assert len({row in self.limited for row in batch.rows}) <= 1, "tight rows ride with roomy ones"
         assert len(set(batch.rows)) == len(batch.rows)
@@ -362,8 +371,15 @@ class Virtual(VirtualRun):
         """What must hold at the end of every run."""
         run, retry, counts = self.outcome, self.retry, self.scheduler.counts
         assert not set(run.answered) & set(run.failed)
+        assert self.now <= self.deadline, "the run goes on after its deadline"
         if run.failure is None:
             assert len(run.answered) + len(run.failed) == self.rows, "rows were lost"
+        elif run.failure.kind is FailureKind.DEADLINE:
+            fleet = self.scheduler.fleet
+            taking_part = [i for i, e in enumerate(fleet) if e.breaker not in (Breaker.OUT, Breaker.REMOVED)]
+            assert self.now == self.deadline or (
+                not self.dropped_last and self.now >= fleet.last_sends.latest(taking_part)
+            )
         else:
             present = [e for e in self.scheduler.fleet if e.breaker is not Breaker.REMOVED]
             out = present and all(e.breaker is Breaker.OUT for e in present)

@@ -27,7 +27,7 @@ from ..frames.options import Sampling
 from ..frames.scatter import ScatterFrame
 from ..frames.verbs import scatter
 from ..pool.vllm_pool import VLLMPool
-from ..records import Failure
+from ..records import Failure, FailureKind
 from ..runs.events import Listener
 from ..runs.run import Run
 from ..runs.stats import RunStats
@@ -326,7 +326,7 @@ class AskedLines(ScatterFrame):
 
     def start(self, call: PreparedCall, listeners: Sequence[Listener] = ()) -> Run:
         """Start a run of these lines, with the store of ``call``."""
-        return super().start(replace(self._own, store=call.store), listeners)
+        return super().start(replace(self._own, store=call.store, deadline=call.deadline), listeners)
 
     async def _send(self, send: Send, listeners: Sequence[Listener], stats: RunStats) -> Failure | None:
         """Send them. Settings that a server refuses cost these lines only."""
@@ -351,7 +351,9 @@ class AskedLines(ScatterFrame):
             return _written(line, None, {"code": code, "message": columns.errors[row]})
         slots = range(row * n, row * n + n)
         if any(columns.text[slot] is None for slot in slots):
-            return _written(line, None, {"code": "batch_cancelled", "message": unfinished})
+            why = columns.error(row, unfinished)
+            code = "batch_expired" if unfinished.startswith(FailureKind.DEADLINE) else "batch_cancelled"
+            return _written(line, None, {"code": code, "message": why})
         chat = line.url == CHAT
         body = {
             "id": f"{'chatcmpl' if chat else 'cmpl'}-{uuid.uuid4().hex}",

@@ -25,6 +25,8 @@ from .writer import Writer
 
 __all__ = ["Job"]
 
+_ASKED_AGAIN = "with --store so that nothing is asked twice"
+
 
 class Job:
     """The input table, the output table and the report of one command."""
@@ -57,6 +59,7 @@ class Job:
             with warnings.catch_warnings():
                 # The report has the causes.
                 warnings.filterwarnings("ignore", message=r"[\d,]+ (of [\d,]+ )?(rows failed|(answer|prompt|text)s? w)")
+                warnings.filterwarnings("ignore", message="the deadline ")
                 ended = None
                 frame = work()
         except (ScatterInterrupted, NoEndpointsError, StoreError) as exc:
@@ -101,9 +104,10 @@ class Job:
         types = {name: kind for name, kind in self.source.types.items() if not f"{name}_".startswith(answers)}
         writer, causes, written = Writer(self.output, {**types, **(lists or {})}), FailureSummary(), 0
         for frame, errors in frames:
+            late = stats.deadline  # how the errors of the rows end that it has left, in frames from now on
             writer.add(frame)
             written += len(frame)
-            causes.add(errors.items())
+            causes.add((row, why) for row, why in errors.items() if not (late and why.endswith(late)))
             if isinstance(writer.problem, BrokenPipeError):
                 stop()
         missing = ""
@@ -115,6 +119,8 @@ class Job:
             return Exit.NOT_WRITTEN
         if problem:
             return Exit.INTERRUPTED if isinstance(problem, KeyboardInterrupt) else Exit.NO_ENDPOINT
+        if stats.deadline:
+            return Exit.DEADLINE
         return Exit.ROWS_FAILED if causes.count else Exit.OK
 
     def _report(
@@ -137,11 +143,15 @@ class Job:
                 f"{plural(written, 'row')}, {causes.count:,} {'unfinished or failed' if ended else 'failed'}, "
                 f"{apart}{stats.time_s:.1f} s, {speed}, {plural(stats.requests, 'request')}\nwritten to {where}"
             )
+        if stats.deadline:
+            kept = "the store has what is done" if getattr(self.args, "store", None) else _ASKED_AGAIN
+            say(f"{stats.left('row' if self.completable is not None else 'merge')}: run the same command again, {kept}")
         for line in () if quiet or self.batch_file else stats.cuts():
             say(line)
         if causes.count and not ended:
             say("\n".join(causes.lines()))
-        if causes.count and self.completable and self.output.path and not problem:
+        unfinished = causes.count or stats.deadline
+        if unfinished and self.completable and self.output.path and not problem:
             say(f"to ask only these rows again, run this with the same other options:\n  {self.again()}")
 
     def again(self) -> str:

@@ -154,7 +154,8 @@ def _verb_options(args: argparse.Namespace, params: dict[str, Any]) -> dict[str,
         options["progress"] = False if args.quiet else "auto"
     if args.schema is not None:
         options["schema"] = _schema(args.schema)
-    for name in ("system", "max_tokens", "temperature", "mode", "store", "messages", "assistant_prefix", "too_long"):
+    for name in ("system", "max_tokens", "temperature", "mode", "store", "messages", "assistant_prefix", "too_long",
+                 "deadline"):  # fmt: skip
         if (value := getattr(args, name, None)) is not None:
             options[name] = value
     return options
@@ -305,6 +306,7 @@ def _scatter_batch_files(args: argparse.Namespace) -> int:
 
     pool, lines = _connect(args, api_key), job.source
     options = {"store": args.store, "progress": False if args.quiet else "auto", "pool": pool}
+    options["deadline"] = args.deadline
     asked = lines.asked(pool, args.chunk_rows, model=args.model, max_tokens=args.max_tokens, mode=args.mode)
     call = read_options(arguments(scatter, options))
     stream = ChunkedScatter(asked, lambda group: group, call, lines.rows, SMALL_GROUPS)
@@ -312,7 +314,7 @@ def _scatter_batch_files(args: argparse.Namespace) -> int:
     if lines.unlimited:
         say(f"{plural(lines.unlimited, 'line')} without max_tokens, and the servers do not report their context: "
             f"answers have {pool.max_tokens} tokens at most; --max-tokens N changes that")  # fmt: skip
-    if args.store and code in (Exit.ROWS_FAILED, Exit.INTERRUPTED, Exit.NO_ENDPOINT):
+    if args.store and code in (Exit.ROWS_FAILED, Exit.INTERRUPTED, Exit.NO_ENDPOINT, Exit.DEADLINE):
         say("to ask only the others again, run the same command with --overwrite")
     return code
 

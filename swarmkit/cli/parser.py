@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shlex
+from datetime import UTC, datetime, timedelta
 from enum import IntEnum
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ class Exit(IntEnum):
     USAGE = 2
     NO_ENDPOINT = 3
     NOT_WRITTEN = 4
+    DEADLINE = 75  # EX_TEMPFAIL: the same again may succeed
     INTERRUPTED = 130
 
 
@@ -39,6 +41,7 @@ exit codes:
   {Exit.USAGE:<4} wrong usage or input; nothing was sent
   {Exit.NO_ENDPOINT:<4} no endpoint was usable, or none was left (finished rows are written)
   {Exit.NOT_WRITTEN:<4} OUTPUT or the store could not be written; the message says where the rows are
+  {Exit.DEADLINE:<4} the --deadline was reached (finished rows are written); the same command again goes on
   {Exit.INTERRUPTED:<4} interrupted by Ctrl-C or SIGTERM (finished rows are written)
 """
 SERVE_KEY = "SWARMKIT_LOCAL_KEY"
@@ -127,6 +130,9 @@ def _add_send_options(parser: argparse.ArgumentParser, out: str | None, keeps_ro
         group.add_argument(
             "--store", metavar="FOLDER", help="keep finished rows there; the same call again asks only the others"
         )
+        group.add_argument("--deadline", metavar="WHEN", type=_deadline,
+                           help="end by then: seconds from now, a time (2026-11-28T18:00), or slurm or pbs: with "
+                           "the job that this runs in")  # fmt: skip
         group.add_argument("--mode", choices=("batch", "single"), help="many prompts per request (batch), or one")
         group.add_argument("--too-long", choices=("error", "truncate", "truncate_left"),
                            help="prompts beyond the context fail (error), or lose their end or beginning")  # fmt: skip
@@ -139,6 +145,20 @@ def _add_send_options(parser: argparse.ArgumentParser, out: str | None, keeps_ro
     group.add_argument("--watch", action="store_true", help="follow the hostfile while it changes")
     group.add_argument("--quiet", action="store_true", help="no progress bar and no summary")
     _add_endpoint_options(parser)
+
+
+def _deadline(text: str) -> datetime | str:
+    """A deadline; its seconds begin now."""
+    if text in ("slurm", "pbs"):
+        return text
+    try:
+        if text.replace(".", "", 1).isdecimal():
+            return datetime.now(UTC) + timedelta(seconds=float(text))
+        return datetime.fromisoformat(text)
+    except (ValueError, OverflowError):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is none of: seconds from now, a time such as 2026-11-28T18:00, slurm, pbs"
+        ) from None
 
 
 def _count(text: str) -> int:

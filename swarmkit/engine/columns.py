@@ -65,6 +65,8 @@ class Columns:
         By row: seconds from sending the request that answered until the row was complete; NaN before.
     attempts : bytearray
         By row: requests the row was part of, 255 at most.
+    late : str
+        Where a deadline has ended the run: the error of the rows that were asked, and had no answer by then.
     """
 
     def __init__(self, size: int, n: int = 1, tokens: bool = False, one_token: bool = False) -> None:
@@ -85,6 +87,7 @@ class Columns:
         self.completion_tokens = array("i", [UNKNOWN]) * slots
         self.latency_s = array("d", [float("nan")]) * size
         self.attempts = bytearray(size)
+        self.late = ""
 
     def answer(self, answers: Iterable[tuple[int, Reply]], endpoint: int, latency_s: float) -> None:
         """Write replies to their slots: each with the row that it answers."""
@@ -149,6 +152,10 @@ class Columns:
     def is_settled(self, row: int) -> bool:
         """Whether a row has an answer or an error."""
         return self.text[row * self.n] is not None or row in self.errors
+
+    def error(self, row: int, unfinished: str) -> str:
+        """The error of a row without an answer; ``unfinished`` where it has none of its own."""
+        return self.errors.get(row) or (self.late if self.late and self.attempts[row] else unfinished)
 
     def missing(self) -> Iterator[int]:
         """Rows with neither answer nor error."""

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from ..records import Failure, FailureKind
 from .breaker import BREAKER, Breaker, Signal
+from .deadline import Deadline, LastSends
 from .policy import REACTIONS, RetryPolicy, pause_s
 from .rates import Rate
 
@@ -153,11 +154,15 @@ class Fleet(list[Endpoint]):
         Requests in flight over all endpoints, at most.
     rate_of : callable
         Gives the rate of an endpoint's gateway, or None where nothing limits it.
+    deadline : Deadline, optional
+        When the run must be over.
 
     Attributes
     ----------
     max_size, retry, concurrency, rate_of
         As given.
+    last_sends : LastSends or None
+        When each endpoint is sent its last request before the deadline.
     ready, done, out, removed : int
         Endpoints whose breaker lets something through; answers of all; endpoints that are out; that were removed.
     changed : bool
@@ -176,6 +181,7 @@ class Fleet(list[Endpoint]):
         removed: Iterable[int] = (),
         concurrency: int | None = None,
         rate_of: Callable[[int], Rate | None] = lambda index: None,
+        deadline: Deadline | None = None,
     ) -> None:
         super().__init__(Endpoint(max_size) for _ in range(size))
         for indexes, breaker in ((resting, Breaker.OPEN), (removed, Breaker.REMOVED)):
@@ -187,6 +193,7 @@ class Fleet(list[Endpoint]):
         self.retry = retry
         self._draw = draw
         self.rate_of = rate_of
+        self.last_sends = None if deadline is None else LastSends(deadline)
         self.ready = sum(e.ready for e in self)
         self.done = 0
         self.changed = False
@@ -517,6 +524,8 @@ class Fleet(list[Endpoint]):
         e = self[index]
         if not e.ready or e.rest_until > now or (e.breaker is Breaker.HALF_OPEN and e.requests):
             return False
+        if self.last_sends is not None and now >= self.last_sends.closes_at(index):
+            return False
         return self.allowed_at(index, now) <= now
 
     def allowed_at(self, index: int, now: float, tokens: int = 1) -> float:
@@ -556,6 +565,8 @@ class Fleet(list[Endpoint]):
             if self._too_slow(index, over_s, now):
                 return 0
             hold = min(hold, max(1, math.ceil(self._share(e, over_s))))
+        if self.last_sends is not None and e.rate > 0:  # what it holds must be finished, too
+            hold = min(hold, max(1, self.last_sends.rows(e.rate, now)))
         if e.window < hold:
             hold = max(1, int(e.window))
         free = hold - e.held

@@ -116,7 +116,7 @@ class Wake:
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """The run is over: with ``failure`` None all rows are settled, else no endpoint is left."""
+    """The run is over: with ``failure`` None all rows are settled, else no endpoint or no time is left."""
 
     failure: Failure | None = None
 

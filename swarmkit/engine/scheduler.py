@@ -15,8 +15,8 @@ The rules, in the order an endpoint looking for work applies them:
 
 ``endpoints.py`` says how much an endpoint may hold, and whether it is healthy enough to be sent anything;
 ``evidence.py`` what speaks against a row, ``suspects.py`` where rows are tested that may crash engines,
-``refusals.py`` whether it is rows that are refused, ``rations.py`` what the rates of gateways allow; the rules of
-failure are in ``policy.py``.
+``refusals.py`` whether it is rows that are refused, ``rations.py`` what the rates of gateways allow, ``deadline.py``
+when nothing more is sent; the rules of failure are in ``policy.py``.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from dataclasses import dataclass, replace
 from ..records import Batch, Failure, FailureKind
 from . import messages
 from .breaker import Breaker
+from .deadline import LastSends
 from .endpoints import Fleet
 from .evidence import MAX_CRASHES, Evidence
 from .policy import REACTIONS
@@ -149,7 +150,7 @@ class Scheduler:
         self._paused_after = 0  # tries of the rows that have failed so far, when they last paused
         self._answered_at = 0.0
         self._first_sent = array("d", [0.0]) * size if retry.row_timeout_s else None
-        self._deadline_check_at = math.inf
+        self._overdue_check_at = math.inf
         self._in_flight: dict[int, Request] = {}
         self._idle: dict[int, None] = {}  # endpoints without work, the longest idle first
         self._waiting: dict[int, None] = {}  # endpoints that wait for a slot under ``concurrency``, likewise
@@ -213,8 +214,10 @@ class Scheduler:
         self._now, self._out = now, []
         self._answered_at = now
         if self._retry.row_timeout_s:
-            self._deadline_check_at = now + self._retry.row_timeout_s
-            self._wake(self._deadline_check_at)
+            self._overdue_check_at = now + self._retry.row_timeout_s
+            self._wake(self._overdue_check_at)
+        if self.fleet.last_sends is not None:
+            self._wake(self.fleet.last_sends.deadline.at)
         part = max(1.0, self._concurrency / max(1, self.fleet.ready))
         for index, e in enumerate(self.fleet):
             if e.ready:
@@ -272,7 +275,7 @@ class Scheduler:
             self._fill(index)
         if self._now >= self._stragglers.check_at:
             self._duplicate_stragglers()
-        if self._now >= self._deadline_check_at:
+        if self._now >= self._overdue_check_at:
             self._fail_overdue_rows()
 
     def _fleet_changed(self, event: messages.Added | messages.Removed) -> None:
@@ -341,6 +344,9 @@ class Scheduler:
             self.fleet.delivered(request.batch.endpoint, 0, request.sent_at, self._now)
             self._decide(request.batch.endpoint)
         self._complete(request, tokens)
+        if self.fleet.last_sends is not None and request.delivered:
+            seconds = self._now - request.sent_at
+            self.fleet.last_sends.took(request.batch.endpoint, len(request.batch.rows), seconds)
         row_s = request.waited_s / request.delivered if request.delivered else math.inf
         self.fleet.ended(request.batch.endpoint, len(request.batch.rows), row_s)
         if at_limit:  # others have waited longer for this place
@@ -608,8 +614,8 @@ class Scheduler:
             self._settle(row, Failure(FailureKind.HANG, f"not answered within row_timeout_s={limit:g}{last}"))
             if request is not None:
                 self._forget(request, row)
-        self._deadline_check_at = self._now + max(0.1, limit / 20)
-        self._wake(self._deadline_check_at)
+        self._overdue_check_at = self._now + max(0.1, limit / 20)
+        self._wake(self._overdue_check_at)
 
     def _forget(self, request: Request, row: int) -> None:
         """A request need not answer this row any more; it is dropped when that was its last one."""
@@ -910,8 +916,19 @@ class Scheduler:
             self._now >= self.gives_up_at and not any(self._is_promising(r) for r in self._in_flight.values())
         ):
             self._give_up()
+        elif self.fleet.last_sends is not None and self._is_late(self.fleet.last_sends):
+            self._stop(self.fleet.last_sends.deadline.failure)
         elif not self._in_flight:
             self._wake(self.gives_up_at)
+
+    def _is_late(self, last_sends: LastSends) -> bool:
+        """Whether the deadline is here, or nothing is in flight and no endpoint will be sent anything before."""
+        if self._now >= last_sends.deadline.at or self._in_flight:
+            return self._now >= last_sends.deadline.at
+        taking_part = (i for i, e in enumerate(self.fleet) if e.breaker not in (Breaker.OUT, Breaker.REMOVED))
+        if (until := last_sends.latest(taking_part)) > self._now:
+            self._wake(until)
+        return until <= self._now
 
     def _is_promising(self, request: Request) -> bool:
         """Whether a request is at an endpoint that is healthy or has come back, and may take long to answer."""
@@ -929,7 +946,11 @@ class Scheduler:
                     self._settle(row, replace(last, message=why))
                 self._finish()
                 return
+        last = self._last_failure if self.fleet.present else None
+        self._stop(last or NO_ENDPOINT)
+
+    def _stop(self, failure: Failure) -> None:
+        """End the run with rows that have neither an answer nor an error."""
         self._stopped = True
         self._out.extend(messages.Drop(ticket) for ticket in self._in_flight)
-        last = self._last_failure if self.fleet.present else None
-        self._out.append(messages.Stop(last or NO_ENDPOINT))
+        self._out.append(messages.Stop(failure))

@@ -14,6 +14,7 @@ import numpy as np
 from ..client import io_thread
 from ..client.constraints import Dialect
 from ..engine.columns import Columns
+from ..engine.deadline import Deadline
 from ..errors import SettingError
 from ..pool.connect import use_pool
 from ..pool.vllm_pool import VLLMPool, check_one_of
@@ -27,6 +28,7 @@ from ..store.folder import Folder
 from ..store.reuse import Dedup, check_dedup
 from ..store.reuse import run as run_with_reuse
 from .conversations import read_examples, read_prefix
+from .deadline import read_deadline
 from .options import Sampling, ScatterOptions, TreeOptions
 from .prompts import PromptLike, plain_scalar
 from .signatures import VERBS, keywords
@@ -41,7 +43,7 @@ Send = Callable[
     [Prompts, Columns, Sequence[Listener], RunStats, Sequence[int] | None], Coroutine[Any, Any, Failure | None]
 ]
 """Sends a column of prompts, or some of its rows, and fills the columns; the failure of the last endpoint, if none is
-left."""
+left, or the deadline's."""
 
 _CONSTRAINTS = {*Dialect, "grammar"}  # fields that say what an answer must be
 _DEFAULTS = {
@@ -65,6 +67,7 @@ class PreparedCall:
     store: Folder | None
     dedup: Dedup
     model: str | None = None
+    deadline: Deadline | None = None
 
     async def send(
         self,
@@ -75,9 +78,8 @@ class PreparedCall:
         pending: Sequence[int] | None = None,
     ) -> Failure | None:
         """Send a column of prompts; see ``Send``."""
-        return await run_with_reuse(
-            self.pool, prompts, self.spec, columns, listeners, pending, stats, store=self.store, dedup=self.dedup
-        )
+        how: dict[str, Any] = {"store": self.store, "dedup": self.dedup, "deadline": self.deadline}
+        return await run_with_reuse(self.pool, prompts, self.spec, columns, listeners, pending, stats, **how)
 
     def listeners(self, label: str) -> list[Listener]:
         """The listeners of a run with this label: its bar, if one is shown."""
@@ -119,6 +121,7 @@ def arguments(
             raise TypeError(_refusal(verb.__name__, name, list(own)))
     numpy = {name: plain_scalar(value) for name, value in options.items() if isinstance(value, np.generic)}
     found = {**_DEFAULTS, **own, **options, **numpy}
+    found["deadline"] = read_deadline(found["deadline"])  # first: the time of all that follows counts, too
     asked = prompt if found["messages"] is None else None
     found["examples"] = read_examples(found["examples"], asked, found["out"])
     found["assistant_prefix"] = read_prefix(found["assistant_prefix"])
@@ -200,7 +203,7 @@ def read_options(given: Mapping[str, Any], aggregation: bool = False, by_row: bo
     store = None if given["store"] is None else open_store(given["store"])
     monitor = bool(given["monitor"]) and progress.in_notebook()
     bar = progress.wanted(given["progress"]) and not (monitor and given["progress"] == "auto")
-    return PreparedCall(pool, owned, spec, bar, monitor, on_error, store, dedup, model)
+    return PreparedCall(pool, owned, spec, bar, monitor, on_error, store, dedup, model, given["deadline"])
 
 
 def _params(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from ..errors import NoEndpointsError, ScatterError, StoreError, warn
 from ..runs.events import RequestSent, RunEnded, RunEvent, RunStarted
 from ..runs.failure_summary import FailureSummary
 from ..runs.listeners import Listeners
-from ..runs.run import Run, lacking, started
+from ..runs.run import RUN_AGAIN, Run, lacking, started
 from ..runs.stats import RunStats
 from .call import PreparedCall
 from .scatter import ScatterFrame
@@ -36,7 +36,8 @@ MAX_CHUNKS = 3
 _FEW_ROWS = 1024
 
 _COUNTS = (
-    *("rows", "answered", "reused", "stored", "kept", "failed", "cut", "truncated", "requests", "failed_requests"),
+    *("rows", "answered", "reused", "stored", "kept", "failed", "not_asked"),
+    *("cut", "truncated", "requests", "failed_requests"),
     *("invalid", "repaired", "given_up"),
     *("prompt_tokens", "completion_tokens", "_counted"),
     *("reused_prompt_tokens", "reused_completion_tokens", "stored_prompt_tokens", "stored_completion_tokens"),
@@ -84,6 +85,7 @@ class ChunkedScatter:
         self._chunks: deque[_Chunk] = deque()
         self._changes: queue.SimpleQueue[None] = queue.SimpleQueue()  # its put may be called in a signal handler
         self._stopped = False
+        self._late = ""  # the error of the rows that the deadline leaves, once it does
         self._rows, self._started, self._known = rows, 0, 0
         self.stats = RunStats()
         self._listeners = Listeners(call.listeners("scatter"), self.stats.listener_errors)
@@ -98,6 +100,12 @@ class ChunkedScatter:
                     frame = self._settle(self._chunks[0])
                     self.stats.time_s = time.monotonic() - began
                     yield frame
+                elif self._ready and self._is_late():
+                    if self._chunks:  # these go first
+                        self._changes.get()
+                        continue
+                    ready, self._ready = self._ready, next(self._prepared, None)
+                    yield self._left(ready)
                 elif self._ready and self._may_start():
                     started(self._start, self._ready)
                     self._ready = next(self._prepared, None)
@@ -111,6 +119,41 @@ class ChunkedScatter:
     def _close_store(self) -> None:
         if self._call.store is not None:
             self._call.store.close()
+
+    def _is_late(self) -> bool:
+        """Whether no more frames are started, since their requests could not end before the deadline."""
+        deadline = self._call.deadline
+        if deadline is not None and not self._late and time.monotonic() >= deadline.closes_at:
+            self._late = deadline.failure.describe()
+        return bool(self._late)
+
+    def _left(self, prepared: ScatterFrame) -> pd.DataFrame:
+        """A frame for which no time is left."""
+        asked = range(prepared.columns.size) if prepared.pending is None else prepared.pending
+        left = sum(prepared.prompts.texts[row] is not None for row in asked)
+        self.stats.rows += prepared.columns.size
+        self.stats.kept += prepared.columns.size - len(asked)
+        self.stats.failed += len(asked) - left
+        self.stats.not_asked += left
+        frame = prepared.frame(self._late)
+        self.causes.add(prepared.errors())
+        return self._accepted(frame)
+
+    def _accepted(self, frame: pd.DataFrame) -> pd.DataFrame:
+        """A frame that is due.
+
+        Raises
+        ------
+        ScatterError
+            Rows have no answer, and the call wants to be told so.
+        """
+        if self._late and self._call.deadline is not None:
+            self.stats.deadline = self._call.deadline.failure.message
+        left = [f"{self.stats.left()}. {RUN_AGAIN}"] if self.stats.deadline else []
+        failed = [self.causes.text(f"{self.stats.rows:,} rows")] if self.causes.count else []
+        if (failed or left) and self._whole.on_error == "raise":
+            raise ScatterError("\n".join([*failed, *left]), frame)
+        return frame
 
     def _may_start(self) -> bool:
         chunks = self._chunks
@@ -169,10 +212,9 @@ class ChunkedScatter:
             raise
         self._chunks.popleft()
         self._count(chunk)
+        self._late = self._late or chunk.run.left_over()
         self.causes.add(chunk.prepared.errors())
-        if self.causes.count and self._whole.on_error == "raise":
-            raise ScatterError(self.causes.text(f"{self.stats.rows:,} rows"), frame)
-        return frame
+        return self._accepted(frame)
 
     def _count(self, chunk: _Chunk) -> None:
         for name in _COUNTS:

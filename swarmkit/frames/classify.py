@@ -238,7 +238,7 @@ class LabelFrame(ScatterFrame):
                 slot = row + size * order
                 text, tokens = columns.text[slot], columns.token_logprobs.get(slot)
                 if text is None or slot in columns.errors:
-                    errors[place] = columns.errors.get(slot, unfinished)
+                    errors[place] = columns.error(slot, unfinished)
                 elif not self._names or self._kept[row]:
                     codes[place] = self._codes[self._schema.values(text)[0]]
                 elif not tokens:

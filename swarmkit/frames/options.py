@@ -7,6 +7,7 @@ type, default and description: ``signatures`` makes signatures and docstrings of
 from __future__ import annotations
 
 import os
+from datetime import datetime
 from typing import Annotated, Any, Literal, TypedDict
 
 from ..records import Chat
@@ -240,6 +241,21 @@ class _Running(_Mode, _Delivery, _Schema, total=False):
     ]
 
 
+class _Deadline(TypedDict, total=False):
+    """When a call must be over."""
+
+    deadline: Annotated[
+        float | datetime | Literal["slurm", "pbs"] | None,
+        Keyword(
+            None,
+            "When the call must be over: seconds from its start; a datetime, in local time if it has no time zone; or "
+            '"slurm" or "pbs", shortly before the end of the job that this process runs in. It stops sending early '
+            "enough for what is out to finish. Rows that are left have no answer, and a warning says how many: the "
+            "same call again goes on.",
+        ),
+    ]
+
+
 class _Showing(TypedDict, total=False):
     """What is shown of a run."""
 
@@ -334,7 +350,7 @@ class _Tree(_Columns, total=False):
     ]
 
 
-class ScatterOptions(_Rows, _Running, _Model, _Showing, total=False):
+class ScatterOptions(_Rows, _Running, _Model, _Deadline, _Showing, total=False):
     """Keywords of ``scatter``, ``ascatter``, ``submit`` and ``iter_scatter``."""
 
 
@@ -348,7 +364,7 @@ class _WholeTree(_Tree, total=False):
     trace: Annotated[bool, Keyword(False, "Return the whole tree, a row per node.")]
 
 
-class TreeOptions(_WholeTree, _Running, _Model, _Showing, total=False):
+class TreeOptions(_WholeTree, _Running, _Model, _Deadline, _Showing, total=False):
     """Keywords of ``tree_reduce`` and ``atree_reduce``."""
 
 
@@ -389,7 +405,7 @@ class ClassifyOptions(_Labels, _Running, _Showing, _Model, total=False):
     """Keywords of ``classify``, but for ``NOT_OF_LABELS``."""
 
 
-class PartitionScatterOptions(_Rows, _Running, _Model, total=False):
+class PartitionScatterOptions(_Rows, _Running, _Model, _Deadline, total=False):
     """Keywords of ``scatter`` where each partition of a frame is a run on a worker, which shows nothing."""
 
 

@@ -138,21 +138,22 @@ class _RowModels:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            whole.emit(RunEnded(None, cancelled, time.monotonic(), error))
-        if groups and all(group.failure for group in groups):
+            late = next((g.failure for g in groups if g.failure and g.failure.kind is FailureKind.DEADLINE), None)
+            whole.emit(RunEnded(late, cancelled, time.monotonic(), error))
+        if groups and not late and all(group.failure for group in groups):
             for group in groups:
                 if group.refused:
                     raise group.refused
             return groups[0].failure
         for group in groups:
-            if (failure := group.failure) is None:
+            if (failure := group.failure) is None or failure.kind is FailureKind.DEADLINE:
                 continue
             why = f"no endpoint is left that has the model {group.model}: {failure.describe()}"
             if group.refused:
                 why = f"model {group.model}: {failure.message}"
             for row in (r for r in group.rows if not columns.is_settled(r)):
                 whole.fail(row, why)
-        return None
+        return late
 
     async def _send_part(self, part: _Part, prompts: Prompts, locks: Mapping[str, asyncio.Lock]) -> None:
         group = part.group
@@ -253,5 +254,8 @@ class _Part:
             self._whole.not_sent(len(self.group.rows))
         for name in _ADDED:
             setattr(self._whole.stats, name, getattr(self._whole.stats, name) + getattr(self.stats, name))
+        if self.columns.late:  # of rows that were asked and have no answer there was no event
+            self._whole.columns.late = self.columns.late
+            self._take_over(row for row in self.group.rows if not self._whole.columns.is_settled(row))
         self._whole.stats.max_tokens = self.stats.max_tokens
         self._whole.stats.context = self.stats.context

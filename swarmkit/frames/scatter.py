@@ -147,7 +147,9 @@ class ScatterFrame:
                 return await self._send(send, notified, stats)
 
         hint = _AGAIN.format(self.label, self.out) if self.n == 1 else ""  # only_missing works with one sample a row
-        handle = Run(self.label, work, self.frame, self.errors, call.on_error, hint, self._answers, self.index)
+        handle = Run(
+            self.label, work, self.frame, self.errors, call.on_error, hint, self._answers, self.index, call.deadline
+        )
         self.names = handle.stats.roster.names
         return call.shown(handle)
 
@@ -179,7 +181,7 @@ class ScatterFrame:
         texts = [columns.text[s] for s in slots]
         # An answer that is not valid stands beside its error. Rows one by one: as a list they are 40 bytes each.
         errors = [
-            columns.errors.get(row, unfinished) if text is None else columns.errors.get(row) if n == 1 else None
+            columns.error(row, unfinished) if text is None else columns.errors.get(row) if n == 1 else None
             for row, text in zip(by_row.data, texts, strict=True)  # its numbers one by one: a list is 40 bytes each
         ]
         whole = list(map(self._whole, by_row.tolist(), texts)) if self._prefix else texts

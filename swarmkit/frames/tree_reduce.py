@@ -154,7 +154,8 @@ class ReductionTrees:
                 await call.aclose()
             return None
 
-        return call.shown(Run("tree_reduce", work, self.frame, self._errors, call.on_error))
+        run = Run("tree_reduce", work, self.frame, self._errors, call.on_error, deadline=call.deadline)
+        return call.shown(run)
 
     async def _scatter_level(
         self, call: PreparedCall, stats: RunStats, prompts: list[str], level: int, settle: Settle
@@ -199,7 +200,8 @@ class ReductionTrees:
                 lost.setdefault(node.group, []).append(node.error)
         for g, (error, top) in enumerate(zip(errors, tops, strict=True)):
             label = self.groups[g][0] if len(self.keys) == 1 else self.groups[g] or "all"
-            found += [(label, e) for e in ([error or ""] if top is None or error else lost.get(g, ()))]
+            own = lost.get(g, ()) if top is not None and not error else [error] if error else ()  # none: not finished
+            found += [(label, e) for e in own]
         return found
 
     def _roots(self) -> list[Node | None]:

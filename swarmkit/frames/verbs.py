@@ -14,7 +14,7 @@ import pandas as pd
 from ..client import io_thread
 from ..errors import ScatterInterrupted, SettingError, warn
 from ..runs.events import RowFailed, RowsDone, RowsReused, RunEvent
-from ..runs.run import Run, finished, started
+from ..runs.run import RUN_AGAIN, Run, finished, started
 from ..text import plural
 from .answers import TypedAnswers
 from .call import PreparedCall, arguments, read_options
@@ -181,6 +181,8 @@ def _iter_rows(frame: ScatterFrame, call: PreparedCall) -> Iterator[pd.DataFrame
                 for row in rows:
                     yielded[row] = 1
                 yield part
+        if (left := run.left_over()) and (rows := [r for r, done in enumerate(yielded) if not done]):
+            yield frame.frame(left, rows)
         run.result()
         if again:
             warn(
@@ -230,7 +232,8 @@ def _iter_frames(
             stream.partial("interrupted"),
         ) from None
     failed = [stream.causes.text(f"{stream.stats.rows:,} rows")] if stream.causes.count else []
-    if lines := [*failed, *stream.stats.cuts()]:
+    late = [f"{stream.stats.left()}. {RUN_AGAIN}"] if stream.stats.deadline else []
+    if lines := [*failed, *late, *stream.stats.cuts()]:
         warn("\n".join(lines))
 
 

@@ -21,6 +21,7 @@ from ..client.open_files import sockets
 from ..client.openai_client import endpoint_client
 from ..client.proxy import Proxy
 from ..engine.columns import Columns
+from ..engine.deadline import Deadline
 from ..engine.endpoints import Fleet
 from ..engine.policy import BatchPolicy, RetryPolicy
 from ..engine.prefixes import prefix_order
@@ -28,7 +29,7 @@ from ..engine.queues import home_queues
 from ..engine.scheduler import Scheduler
 from ..engine.token_budgets import Sizing
 from ..errors import NoEndpointsError, SettingError, warn
-from ..records import Failure, Prompts, RequestSpec, Response, Route
+from ..records import Failure, FailureKind, Prompts, RequestSpec, Response, Route
 from ..runs.events import Listener, RunEnded, RunEvent, RunStarted
 from ..runs.listeners import Listeners
 from ..runs.log import RunLog
@@ -366,6 +367,7 @@ class AgentPool:
         stats: RunStats | None = None,
         *,
         parts: Sequence[Listener] = (),
+        deadline: Deadline | None = None,
     ) -> Failure | None:
         """Send a column of prompts and fill the columns of answers. All verbs are built on it.
 
@@ -385,16 +387,20 @@ class AgentPool:
             Counts the run; its ``rows`` are set by the caller. Made where it is not given. ``last_run`` afterwards.
         parts : sequence of callable
             Parts of the run itself, as its store: called before the listeners, and what they raise ends the run.
+        deadline : Deadline, optional
+            When it must be over, on the clock of ``time.monotonic``.
 
         Returns
         -------
         Failure or None
-            None when every pending row is settled; the last failure when no endpoint is left.
+            None when every pending row is settled; the last failure when no endpoint is left; one of the kind
+            ``DEADLINE`` when the deadline came first.
         """
         self._core.check_open()
         counted = RunStats(rows=len(prompts.texts), failed=len(prompts.errors)) if stats is None else stats
         try:
-            return await io_thread.run_on_loop(self._run(prompts, spec, columns, listeners, pending, counted, parts))
+            run = self._run(prompts, spec, columns, listeners, pending, counted, parts, deadline)
+            return await io_thread.run_on_loop(run)
         finally:
             if stats is None:  # a caller that counts by itself warns of what it has counted
                 for line in [*counted.notices, *counted.listener_errors]:
@@ -409,6 +415,7 @@ class AgentPool:
         pending: Iterable[int] | None,
         stats: RunStats,
         parts: Sequence[Listener],
+        deadline: Deadline | None,
     ) -> Failure | None:
         for row, error in prompts.errors.items():
             columns.fail(row, error)
@@ -417,6 +424,8 @@ class AgentPool:
         self.last_run = stats
         if not rows:
             return None
+        if deadline is not None and time.monotonic() >= deadline.closes_at:  # nothing would be sent
+            return deadline.failure
         stats.follow(columns)
         transport = self._core.transport()
         pool = await present(self, stats)  # of what changes from here on, the executor is told
@@ -428,7 +437,7 @@ class AgentPool:
         places = list(map(stats.roster.place, pool._endpoints))
         size, routes = len(stats.roster.names), [plan.describe() for plan in plans]
         endpoints = by_place(pool._endpoints, places, size)
-        schedule = partial(pool._scheduler, prompts, rows, sizing, single, places, endpoints, spec.n)
+        schedule = partial(pool._scheduler, prompts, rows, sizing, single, places, endpoints, spec.n, deadline)
         # To sort many rows by their prefixes takes a while, and other runs are on this loop.
         scheduler = schedule() if len(rows) < _MANY else await asyncio.to_thread(schedule)
         called: list[Listener] = [stats, *parts, Listeners([RunLog(), *listeners], stats.listener_errors)]
@@ -472,6 +481,8 @@ class AgentPool:
                 stats.reissues += scheduler.counts.duplicates
                 stats.routes = dict(Counter(stats.routes) + Counter(w.describe() for w in plans) - Counter(routes))
                 emit(RunEnded(failure, cancelled, time.monotonic(), error))
+        if failure is not None and failure.kind is FailureKind.DEADLINE:
+            columns.late = f"not answered: {failure.message}"
         return failure
 
     async def _plan_of(
@@ -504,6 +515,7 @@ class AgentPool:
         places: Sequence[int],
         endpoints: Sequence[AgentEndpoint],
         n: int,
+        deadline: Deadline | None,
     ) -> Scheduler:
         chars = array("q", [len(text) if text else 0 for text in prompts.texts])
         limited = sizing.limited([r for r in rows if r not in prompts.fits] if prompts.fits else rows, chars)
@@ -527,6 +539,7 @@ class AgentPool:
             removed=[i for i in range(len(endpoints)) if i not in queues],
             concurrency=self._limit(in_flight if self._core.watch is None else sockets()),  # more may come
             rate_of=lambda index: rates.of(endpoints[index]),
+            deadline=deadline,
         )
         return Scheduler(
             fleet,

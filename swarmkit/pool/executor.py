@@ -222,7 +222,9 @@ class Executor:
                 case messages.Drop(ticket):
                     self._tasks[ticket].cancel()
                     if ticket in self._in_flight:
-                        self._emit_end(self._in_flight[ticket].batch, None, time.monotonic(), dropped=True)
+                        batch = self._in_flight[ticket].batch
+                        left = [*filter(self._scheduler.wants, batch.rows)]  # some, where the run ends before
+                        self._emit_end(batch, None, time.monotonic(), left, dropped=True)
                 case messages.Wake(at):
                     self._wake(at)
                 case messages.Stop(failure):

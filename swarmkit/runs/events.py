@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ..engine.breaker import Breaker
-from ..records import Failure, Usage
+from ..records import Failure, FailureKind, Usage
 from ..text import duration
 
 __all__ = [
@@ -156,9 +156,9 @@ class RequestEnded:
     at_s : float
         Seconds on the run's clock.
     dropped : bool
-        It was cancelled, since all of its rows have their answers from elsewhere.
+        It was cancelled, since all of its rows have their answers from elsewhere, or the run ends.
     unfinished : sequence of int
-        After a failure: the rows that it leaves without an answer.
+        The rows that it leaves without an answer.
     again : sequence of int
         Those of ``unfinished`` that are still wanted; the others end with an error.
     """
@@ -273,7 +273,7 @@ class RunEnded:
     Attributes
     ----------
     failure : Failure or None
-        The last failure, if no endpoint is left.
+        The last failure, if no endpoint is left; or the deadline, if that has ended it.
     cancelled : bool
         The run was cancelled.
     at_s : float
@@ -286,6 +286,14 @@ class RunEnded:
     cancelled: bool
     at_s: float
     error: str = ""
+
+    @property
+    def why(self) -> str:
+        """What ended it before all rows were done; empty where they were, or where it was cancelled."""
+        if self.error or self.failure is None:
+            return self.error
+        of_endpoints = self.failure.kind is not FailureKind.DEADLINE
+        return f"no endpoint is left: {self.failure.describe()}" if of_endpoints else self.failure.message
 
 
 RunEvent = (

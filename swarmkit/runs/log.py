@@ -101,8 +101,7 @@ class RunLog:
 
     def _over(self, event: RunEnded) -> None:
         end = "cancelled" if event.cancelled else "ended"
-        why = f"; no endpoint is left: {_words(event.failure)}" if event.failure else ""
-        why = f"; {printable(event.error)}" if event.error else why
+        why = f"; {printable(event.why)}" if event.why else ""
         LOGGER.info(
             "run %d: %s after %.3f s, %s answered, %s failed, %s%s",
             self._number,

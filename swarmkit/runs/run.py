@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import concurrent.futures
 import math
 import threading
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from ..client import io_thread
 from ..client.constraints import UNCONSTRAINED
+from ..engine.deadline import Deadline
 from ..errors import (
     CancelledError,
     LoopThreadError,
@@ -23,7 +25,7 @@ from ..errors import (
     SwarmWarning,
     warn,
 )
-from ..records import Failure
+from ..records import Failure, FailureKind
 from ..text import few, plural, table_html
 from .failure_summary import FailureSummary
 from .stats import BARE, UNTOLD, RunStats
@@ -31,11 +33,16 @@ from .stats import BARE, UNTOLD, RunStats
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Run", "finished", "lacking", "last_run", "started"]
+__all__ = ["RUN_AGAIN", "Run", "finished", "lacking", "last_run", "started"]
 
 OnError = Literal["column", "raise"]
 
 T = TypeVar("T")
+
+RUN_AGAIN = "Run the same command again: with store= nothing is asked twice"
+_ONLY_MISSING = "only_missing=True asks only these rows"
+_GRACE_S = 0.5
+"""Seconds after its deadline in which a run ends by itself, once it sends."""
 
 _newest: Run | None = None
 _of_thread = threading.local()  # its ``newest``: the newest run that this thread has started
@@ -77,6 +84,7 @@ class Run:
         hint: str = "",
         answers: Callable[[Iterable[int]], list[tuple[object, str]]] = lambda rows: [],
         index: pd.Index | None = None,
+        deadline: Deadline | None = None,
     ) -> None:
         global _newest
         self.verb = verb
@@ -95,7 +103,7 @@ class Run:
         self._outage_warned = False
         self._notices_warned = 0
         self._listeners_warned = 0
-        self._job = io_thread.Job(work(self.stats))
+        self._job = io_thread.Job(_counted(work, self.stats, deadline, verb))
         _newest = _of_thread.newest = self
         self._job.begin()
 
@@ -254,8 +262,6 @@ class Run:
         return self._wait().__await__()
 
     async def _wait(self) -> pd.DataFrame:
-        import asyncio
-
         waiter = asyncio.wrap_future(self._job)
         waiter.add_done_callback(lambda job: job.cancelled() or job.exception())  # asyncio reports what nobody looks at
         try:
@@ -288,9 +294,13 @@ class Run:
         causes.add(self._errors())
         rows = len(frame) if self.verb == "classify" else self.stats.rows  # it may ask a row twice
         text = causes.text("the merges" if merges else f"{rows:,} rows", self._hint)
-        if causes.count and self._on_error == "raise":
-            raise ScatterError(text, frame)
-        lines = [*([text] if causes.count else []), *self.stats.cuts()]
+        lines = [text] if causes.count else []
+        if self.stats.deadline:
+            again = f"; on the result {_ONLY_MISSING}" if self._hint else ""
+            lines.append(f"{self.stats.left('merge' if merges else 'row')}. {RUN_AGAIN}{again}")
+        if lines and self._on_error == "raise":
+            raise ScatterError("\n".join(lines), frame)
+        lines += self.stats.cuts()
         if lines and not self._warned:
             self._warned = True
             warn("\n".join(lines))
@@ -349,16 +359,18 @@ class Run:
         except StoreError as exc:
             exc.frame = self._frame("not finished: the store failed")
             raise
-        why = f". The last failure: {failure.describe()}" if failure else ""
-        frame = self._frame(f"no endpoint was left{why}")
-        if failure is not None:
-            then = "; with only_missing=True that frame's other rows are asked again" if self.verb == "scatter" else ""
-            raise NoEndpointsError(
-                f"no endpoint is left: {self.stats.known:,} of {self.stats.rows:,} rows are answered, in .frame of "
-                f"this error{then}. The last failure: {failure.describe()}",
-                frame,
-            )
-        return frame
+        if failure is None or failure.kind is FailureKind.DEADLINE:
+            return self._frame(self.left_over() or "no endpoint was left")
+        then = "; with only_missing=True that frame's other rows are asked again" if self.verb == "scatter" else ""
+        raise NoEndpointsError(
+            f"no endpoint is left: {self.stats.known:,} of {self.stats.rows:,} rows are answered, in .frame of "
+            f"this error{then}. The last failure: {failure.describe()}",
+            self._frame(f"no endpoint was left. The last failure: {failure.describe()}"),
+        )
+
+    def left_over(self) -> str:
+        """The error of the rows that the deadline has left; empty while the run goes on, or where it left none."""
+        return f"{FailureKind.DEADLINE}: {self.stats.deadline}" if self.stats.deadline else ""
 
     @property
     def state(self) -> Literal["running", "cancelling", "cancelled", "failed", "done"]:
@@ -368,7 +380,7 @@ class Run:
         error = self._job.exception()
         if isinstance(error, concurrent.futures.CancelledError):
             return "cancelled"
-        return "failed" if error is not None or self._job.result() is not None else "done"
+        return "failed" if error is not None or not (self._job.result() is None or self.stats.deadline) else "done"
 
     def __repr__(self) -> str:
         return f"<Run {self.verb}: {self.state}, {self.stats.known:,} of {self.stats.rows:,} rows>"
@@ -400,6 +412,29 @@ def _unconstrained(stats: RunStats) -> str:
         f"{which} not hold the model to the schema. Every answer is checked, and asked again where it is not valid; "
         f"{stats.invalid:,} of {plural(stats.answered + stats.invalid, 'answer')} were not"
     )
+
+
+async def _counted(
+    work: Callable[[RunStats], Coroutine[Any, Any, Failure | None]],
+    stats: RunStats,
+    deadline: Deadline | None,
+    verb: str,
+) -> Failure | None:
+    """The work of a run; where it has a deadline, ended soon after that also while servers are looked at."""
+    if deadline is None:
+        return await work(stats)
+    failure: Failure | None = deadline.failure
+    at = asyncio.get_running_loop().time() + deadline.at - time.monotonic()
+    try:
+        async with asyncio.timeout_at(at + _GRACE_S) as timer:
+            failure = await work(stats)
+    except TimeoutError:
+        if not timer.expired():
+            raise
+        if verb != "tree_reduce" and stats.known + stats.failed == stats.rows > 0:
+            return None  # all was done, and a store was slow; a tree may have more levels
+    stats.over(failure)
+    return failure
 
 
 def finished(start: Callable[[], Run]) -> pd.DataFrame:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ..engine.breaker import Breaker
 from ..engine.columns import Columns
-from ..records import Usage
+from ..records import Failure, FailureKind, Usage
 from ..text import plural, table_html
 from .events import (
     EndpointChanged,
@@ -70,6 +70,10 @@ class RunStats:
     reused, stored, kept : int
         Rows with an answer that was not asked for in this run: that of another row with the same prompt; from a store;
         what the frame had already (``only_missing=True``).
+    not_asked : int
+        Rows that a deadline has left without an answer: not asked, or not answered by then.
+    deadline : str
+        Where a deadline has ended the run: which, in words; else empty.
     cut : int
         Answers that ended for want of tokens (``finish_reason`` "length"), of those that servers gave in this run.
     invalid, repaired, given_up : int
@@ -136,6 +140,8 @@ class RunStats:
     stored: int = 0
     kept: int = 0
     failed: int = 0
+    not_asked: int = 0
+    deadline: str = ""
     cut: int = 0
     invalid: int = 0
     repaired: int = 0
@@ -373,9 +379,22 @@ class RunStats:
 
     def apart(self) -> dict[str, int]:
         """Rows that were not asked, by why; answers that are cut off, and prompts that were cut: those there are."""
-        counts = {"reused": self.reused, "stored": self.stored, "kept": self.kept, "cut off": self.cut}
+        counts = {"reused": self.reused, "stored": self.stored, "kept": self.kept, "not asked": self.not_asked}
+        counts |= {"cut off": self.cut}
         counts |= {"prompts cut": self.truncated, "texts shortened": self.shortened}
         return {name: count for name, count in counts.items() if count}
+
+    def over(self, failure: Failure | None) -> None:
+        """The run is over: a deadline, if it is that, has left its rows."""
+        if failure is not None and failure.kind is FailureKind.DEADLINE:
+            self.deadline, self.not_asked = failure.message, self.rows - self.known - self.failed
+
+    def left(self, noun: str = "row") -> str:
+        """What a deadline has left, in words; empty where none has."""
+        if not self.deadline:
+            return ""
+        verb = "is" if self.not_asked == 1 else "are"
+        return f"{self.deadline}: {self.not_asked:,} of {plural(self.rows, noun)} {verb} left"
 
     def cuts(self) -> list[str]:
         """What was cut, a line each. One token an answer is asked for by who wants no more."""
@@ -469,13 +488,14 @@ class RunStats:
         return [("not valid", f"{plural(self.invalid, 'answer')}; {rows}")]
 
     def _not_asked(self) -> list[tuple[str, str]]:
-        """Rows with an answer that this run did not ask for, and what it would have cost."""
+        """Rows that this run did not ask for: what those with an answer would have cost, and why others have none."""
         reused = _tokens(self.reused_prompt_tokens, self.reused_completion_tokens)
         stored = _tokens(self.stored_prompt_tokens, self.stored_completion_tokens)
         lines = [
             ("reused", self.reused, f"with the prompt of another row; {reused} not spent"),
             ("stored", self.stored, f"answered before, in the store; {stored} spent then"),
             ("kept", self.kept, "with an answer of their own"),
+            ("not asked", self.not_asked, f"left: {self.deadline}"),
         ]
         return [(name, f"{plural(count, 'row')} {what}") for name, count, what in lines if count]
 

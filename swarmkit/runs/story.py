@@ -151,7 +151,8 @@ class Story:
         if event.failure is not None:
             self._failed(event, event.failure, sent, sent_s, time_s, where)
         else:
-            self._add("request dropped", time_s, where, "its rows were answered from elsewhere", sent.rows)
+            why = "the run ended" if event.unfinished else "its rows were answered from elsewhere"
+            self._add("request dropped", time_s, where, why, sent.rows)
 
     def _failed(
         self, event: RequestEnded, failure: Failure, sent: RequestSent, sent_s: float, time_s: float, where: str
@@ -207,7 +208,7 @@ class Story:
         for sent, where in open_:
             if self._recorded(sent):
                 self._add("request dropped", time_s, where, "the run ended", sent.rows)
-        why = f"no endpoint is left: {_words(event.failure)}" if event.failure else printable(event.error)
+        why = printable(event.why)
         self._add("run cancelled" if event.cancelled else "run ended", time_s, why=why)
 
     # ---- the frame ------------------------------

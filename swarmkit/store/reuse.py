@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from ..client import io_thread
 from ..engine.columns import Columns
+from ..engine.deadline import Deadline
 from ..errors import SettingError
 from ..pool.vllm_pool import VLLMPool
 from ..pool.watch import present
@@ -47,6 +48,7 @@ async def run(
     *,
     store: Folder | None = None,
     dedup: Dedup = "auto",
+    deadline: Deadline | None = None,
 ) -> Failure | None:
     """``pool.run`` for the rows that must be sent; the others are filled in.
 
@@ -57,6 +59,8 @@ async def run(
     dedup : {"auto", True, False}
         Whether duplicate prompts are sent once; "auto" does so at temperature 0, where their answers are equal.
         Sampled answers to the same prompt are meant to differ.
+    deadline : Deadline, optional
+        When the run must be over.
     """
     stats.rows += len(prompts.texts)
     stats.failed += len(prompts.errors)
@@ -109,7 +113,7 @@ async def run(
             parts.append(write)  # first: a row is on its way to the disk before listeners are notified of it
     if duplicates:
         parts.append(reuse)
-    work = pool.run(prompts, spec, columns, [guarded], rows, stats, parts=parts)
+    work = pool.run(prompts, spec, columns, [guarded], rows, stats, parts=parts, deadline=deadline)
     return await (work if writer is None else _with_writer(work, writer))
 
 

@@ -164,6 +164,9 @@ class Scenario:
             self.flagged = {row for row in range(rows) if own.random() < 0.1} - self.killers - self.bad - self.small
             for server in self.servers:
                 server.fault.flagged = self.flagged
+        own = random.Random(f"deadline of {seed}")
+        if own.random() < 0.15:
+            self.arguments["deadline"] = own.choice([1.0, 5.0, 20.0, 60.0]) * (0.1 + own.random())
         self.rolling: set[int] = set()  # endpoints that come and go; some stay
         if n > 1 and rng.random() < 0.3:
             self.rolling = set(rng.sample(range(n), rng.randint(1, n - 1)))
@@ -222,7 +225,8 @@ class Scenario:
         if not self.rate():
             time_s -= virtual.answered_at  # what a broken endpoint answers before it fails goes on while it lasts
         assert time_s <= bound, f"{time_s:.0f} s > {bound:.0f} s"
-        self.check_even(virtual, run)
+        if "deadline" not in self.arguments:
+            self.check_even(virtual, run)
 
     def bound(self):
         """Seconds: twice the ideal, the outages, and a grace for what each fault costs.
