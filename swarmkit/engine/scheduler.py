@@ -293,14 +293,15 @@ class Scheduler:
         held = len(request.unfinished)
         invalid = [row for row in invalid if row in request.unfinished]
         request.unfinished.difference_update(rows, invalid)
-        duplicated = self._stragglers.have_duplicates(rows)  # hardly ever, so it is asked once for all rows
-        for row in rows:
-            if not self._settled[row]:
-                self._settled[row] = 1
-                self._left -= 1
-                self._good_row = row
-                self._evidence.answered = True
-                if duplicated:
+        settled = self._settled
+        if answered := [row for row in rows if not settled[row]]:
+            for row in answered:
+                settled[row] = 1
+            self._left -= len(answered)
+            self._good_row = answered[-1]
+            self._evidence.answered = True
+            if self._stragglers.have_duplicates(answered):  # hardly ever, so it is asked once for all rows
+                for row in answered:
                     for other in self._stragglers.superseded(row, request.batch.ticket):
                         self._forget(other, row)
         avoid = request.retry_batch.avoid if request.retry_batch else frozenset[int]()
@@ -816,11 +817,12 @@ class Scheduler:
         resent: bool = False,
         as_rows: bool = False,
     ) -> None:
-        open_rows = set(filter(self.wants, rows))  # none, where a prompt that is known to be good probes an endpoint
+        settled, attempts = self._settled, self.attempts
+        open_rows = {row for row in rows if not settled[row]}  # none, where a prompt that is known to be good is a probe
         self.fleet.sent(index, len(open_rows), self._now)
         for row in open_rows:
-            if self.attempts[row] < 255:
-                self.attempts[row] += 1
+            if attempts[row] < 255:
+                attempts[row] += 1
         if self._first_sent is not None:
             for row in open_rows:
                 self._first_sent[row] = self._first_sent[row] or self._now

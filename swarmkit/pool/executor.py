@@ -486,8 +486,8 @@ class Executor:
             They cannot.
         """
         index = batch.endpoint
-        seen = [(batch.rows[r.prompt], (r.text or r.reasoning or "").strip()) for r in replies if not r.problem]
-        self._answers.see(index, [row for row, _ in seen], [text for _, text in seen])
+        answers = [r for r in replies if not r.problem]
+        self._answers.see(index, [batch.rows[r.prompt] for r in answers], [r.text or r.reasoning or "" for r in answers])
         self._compare_answers()
         return self._verdict(batch) is Verdict.GOOD
 
@@ -553,8 +553,10 @@ class Executor:
     def _deliver(self, request: _InFlight, replies: Sequence[Reply], usage: Usage | None = None) -> None:
         now, batch = time.monotonic(), request.batch
         rows, wants, last = batch.rows, self._scheduler.wants, self._spec.n - 1
-        refused = {row: r.problem for r in replies if r.problem and wants(row := rows[r.prompt])}
-        won = [(row, reply) for reply in replies if wants(row := rows[reply.prompt]) and row not in refused]
+        won = [(row, reply) for reply in replies if wants(row := rows[reply.prompt])]
+        refused = {row: reply.problem for row, reply in won if reply.problem}
+        if refused:
+            won = [(row, reply) for row, reply in won if row not in refused]
         complete = [rows[reply.prompt] for reply in replies if reply.sample == last]
         again: dict[int, str] = {}
         given_up: dict[int, str] = {}

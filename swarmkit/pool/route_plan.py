@@ -97,14 +97,14 @@ class RoutePlan:
 
     def wrap(self, texts: Iterable[str]) -> list[str]:
         """The texts that are sent for prompts."""
-        if self.template is None:
-            return list(texts)
-        return list(map(self.template.wrap if isinstance(self.template, ChatTemplate) else self.template, texts))
+        if isinstance(self.template, ChatTemplate):
+            return self.template.wrap_all(texts)
+        return list(texts if self.template is None else map(self.template, texts))
 
     def read(self, replies: list[Reply]) -> list[Reply]:
         """The answers without the model's thoughts."""
-        if not self.marked and not any(reply.reasoning for reply in replies):
-            return replies
+        if not self.marked and (self.route is Route.COMPLETIONS or not any(reply.reasoning for reply in replies)):
+            return replies  # completions have no thoughts but those that the model marks
         opened = opens(self.template.suffix) if isinstance(self.template, ChatTemplate) else None
         return [without_thoughts(reply, self.marked, opened) for reply in replies]
 

@@ -235,13 +235,13 @@ class RunStats:
     def _spent(self, rows: Sequence[int], usage: Usage | None, ticket: int) -> None:
         if self._columns is None:
             return
-        cost = self._columns.cost(rows)
-        self.cut += cost.cut
+        self.cut += self._columns.cut(rows)
         if usage is not None:  # of all that was asked, also of rows that had their answers by then
             self.prompt_tokens += usage.prompt_tokens
             self.completion_tokens += usage.completion_tokens
             self._counted += len(self._open[ticket].rows) * self.samples
         else:
+            cost = self._columns.cost(rows)
             self.prompt_tokens += cost.prompt_tokens
             self.completion_tokens += cost.completion_tokens
             self._counted += cost.counted
