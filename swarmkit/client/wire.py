@@ -287,9 +287,7 @@ def decode_counted(
     return replies, None if usage else _usage(body.get("usage"), replies, prompt_chars)
 
 
-def _replies(
-    route: Route, choices: list[Any], n_slots: int, n: int, usage: Any, logprobs: bool
-) -> list[Reply]:
+def _replies(route: Route, choices: list[Any], n_slots: int, n: int, usage: Any, logprobs: bool) -> list[Reply]:
     """The choices in the order of their indexes; raises ``Malformed`` unless each index is there once."""
     slots: list[Reply | None] = [None] * n_slots
     read = _read_completion if route is Route.COMPLETIONS else _read_chat
@@ -463,7 +461,9 @@ def _plain_replies(choices: list[Any], n_slots: int) -> list[Reply] | None:
         return None
     if not plain or indexes != tuple(range(n_slots)) or _counts(choices[0], None) != (None, None):
         return None
-    return [Reply(i, 0, text, reason, None, None, None) for i, text, reason in zip(indexes, texts, reasons, strict=True)]
+    return [
+        Reply(i, 0, text, reason, None, None, None) for i, text, reason in zip(indexes, texts, reasons, strict=True)
+    ]
 
 
 def _read_completion(choice: Mapping[str, Any], index: int, n: int, usage: Any) -> Reply:

@@ -59,6 +59,8 @@ class Endpoint:
         Rows it works on at once, the most seen so far: by Little's law the rate times ``row_s``.
     row_s : float
         Seconds a row takes there without waiting: the least that the rows of a request took on average.
+    took_s : float or None
+        Seconds that the latest request took that was answered in full; infinite after a failure, None before both.
     skip_until : float
         Until when it is skipped because rows are finished sooner elsewhere; 0 if it is not.
     breaker : Breaker
@@ -109,6 +111,7 @@ class Endpoint:
     rate: float = 0.0
     slots: float = 0.0
     row_s: float = math.inf
+    took_s: float | None = None
     skip_until: float = 0.0
     breaker: Breaker = Breaker.CLOSED
     faults: int = 0
@@ -275,12 +278,14 @@ class Fleet(list[Endpoint]):
             e.rate = e.recent / e.recent_s
             self._count(e, +1)
 
-    def ended(self, index: int, rows: int, row_s: float) -> None:
-        """A request with so many rows was answered in full, in ``row_s`` a row on average.
+    def ended(self, index: int, rows: int, row_s: float, took_s: float) -> None:
+        """A request with so many rows was answered in full, after ``took_s`` seconds, in ``row_s`` a row on average.
 
         That is what a row takes there if no request was quicker. A request a little larger may be sent next.
         """
         e = self[index]
+        if rows:
+            e.took_s = took_s
         if row_s < math.inf:
             self._count(e, -1)
             if rows >= _FIRST_ROWS and row_s < e.row_s:
@@ -364,7 +369,7 @@ class Fleet(list[Endpoint]):
         rests if it denies most of these, too.
         """
         e, reaction = self[index], REACTIONS[failure.kind].endpoint
-        e.failed_at = now
+        e.failed_at, e.took_s = now, math.inf
         match reaction:
             case "fault" | "opens":
                 return self._fault(index, failure, reaction == "opens", rows, sent_at, now)

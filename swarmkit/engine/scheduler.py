@@ -339,7 +339,7 @@ class Scheduler:
             self._decide(request.batch.endpoint)
         self._complete(request, tokens)
         row_s = request.waited_s / request.delivered if request.delivered else math.inf
-        self.fleet.ended(request.batch.endpoint, len(request.batch.rows), row_s)
+        self.fleet.ended(request.batch.endpoint, len(request.batch.rows), row_s, self._now - request.sent_at)
         if at_limit:  # others have waited longer for this place
             self._waiting[request.batch.endpoint] = None
         else:
@@ -818,7 +818,9 @@ class Scheduler:
         as_rows: bool = False,
     ) -> None:
         settled, attempts = self._settled, self.attempts
-        open_rows = {row for row in rows if not settled[row]}  # none, where a prompt that is known to be good is a probe
+        open_rows = {
+            row for row in rows if not settled[row]
+        }  # none, where a prompt that is known to be good is a probe
         self.fleet.sent(index, len(open_rows), self._now)
         for row in open_rows:
             if attempts[row] < 255:

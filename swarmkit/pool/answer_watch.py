@@ -14,7 +14,6 @@ and that decides: if the answers there differ, it is not believed; if they are t
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -133,7 +132,11 @@ class AnswerWatch:
         self._answers += len(texts)
         last = texts[-1].strip()
         # Looked at from the end: most endpoints give another text just before, and then this one tells all.
-        alike = sum(1 for _ in itertools.takewhile(lambda text: text.strip() == last, reversed(texts)))
+        alike = 0
+        for text in reversed(texts):
+            if text.strip() != last:
+                break
+            alike += 1
         if last != e.text or alike < len(texts):
             e.varied = e.varied or e.answers > len(texts) or alike < len(texts)
             self._end_streak(endpoint)
