@@ -4,6 +4,8 @@ Compared are swarmkit, in both deliveries; the least a client can do (``aiohttp`
 flight, no retries, no checks); ``AsyncOpenAI`` with lists of prompts, and with a prompt per request. Prompts
 of 220 characters, answers of 97.
 
+Answers of one token are compared by themselves: ``delivery="auto"`` beside rows.
+
 And the HTTP of it alone, a request of a hundred prompts as bytes and its answer as bytes: swarmkit's client beside
 ``AsyncOpenAI`` over ``openai.DefaultAioHttpClient`` and over its default client.
 """
@@ -32,6 +34,7 @@ SIZES = {1: 2_000, 10: 10_000, 100: 20_000, 1000: 20_000}  # rows a batch: rows 
 IN_FLIGHT = 4
 BUDGETS = {"swarmkit, batch": 4.5, "swarmkit, rows": 10.0}
 HTTP_BUDGET = 0.85
+SHORT_BUDGET = 0.5
 REQUESTS = 60  # a turn: many short ones, since the machine is never calm for long
 
 
@@ -108,6 +111,18 @@ def measure(server: Instant, runner: asyncio.Runner, size: int, rows: int, repea
     ]
 
 
+def one_token(server: Instant, rows: int, repeats: int) -> list[dict[str, object]]:
+    """CPU a prompt for answers of one token, 100 a request."""
+    df = abstracts(rows)
+    with sk.connect(server, batch=sk.BatchPolicy(max_in_flight=IN_FLIGHT)) as pool:
+        scatter = partial(sk.scatter, df, TEMPLATE, pool=pool, temperature=0, max_tokens=1)
+        ways = {way: lambda way=way: cpu_us(partial(scatter, delivery=way), rows) for way in ("rows", "auto", "batch")}
+        found = alternate(ways, repeats)
+    return [
+        {"delivery": way, **spread(values, found["rows"], "us a prompt", "times rows")} for way, values in found.items()
+    ]
+
+
 def http_alone(server: Instant, runner: asyncio.Runner, requests: int, repeats: int) -> list[dict[str, object]]:
     """CPU a request of 100 prompts, from bytes to bytes; the clients of openai as they come, without retries."""
     df = abstracts(100)
@@ -149,6 +164,7 @@ def main() -> int:
     repeats = 1 if args.quick else 5
     with Instant() as server, asyncio.Runner() as runner:
         rows = [row for size, n in sizes.items() for row in measure(server, runner, size, n, repeats)]
+        short = pd.DataFrame(one_token(server, 100 if args.quick else 20_000, repeats))
         http = pd.DataFrame(http_alone(server, runner, 3 if args.quick else REQUESTS, 1 if args.quick else 41))
     table = pd.DataFrame(rows)
     of_bare = table[table["batch"] == min(100, max(sizes))].set_index("way")["times bare"]
@@ -157,7 +173,10 @@ def main() -> int:
     ]
     of_aiohttp = float(http.set_index("way")["times DefaultAioHttpClient"]["swarmkit"])
     budgets.append(Budget("CPU of HTTP, times that of DefaultAioHttpClient", of_aiohttp, HTTP_BUDGET))
-    return report(args, {"Client CPU per prompt": table, "CPU of the HTTP of 100 prompts": http}, budgets)
+    of_rows = float(short.set_index("delivery")["times rows"]["auto"])
+    budgets.append(Budget('CPU of one-token answers, delivery="auto" over "rows"', of_rows, SHORT_BUDGET))
+    tables = {"Client CPU per prompt": table, "The same for answers of one token": short}
+    return report(args, {**tables, "CPU of the HTTP of 100 prompts": http}, budgets)
 
 
 if __name__ == "__main__":
