@@ -465,7 +465,12 @@ def simulate(
         server.dies_at = ideal / 2
     queues = home_queues(range(workload.rows), len(servers), [1] * workload.rows)
     endpoints = Fleet(
-        len(servers), max_size=policy.max_size, max_in_flight=policy.max_in_flight, retry=RetryPolicy(), draw=rng.random
+        len(servers),
+        max_size=policy.first_size,
+        largest=policy.largest,
+        max_in_flight=policy.max_in_flight,
+        retry=RetryPolicy(),
+        draw=rng.random,
     )
     scheduler = Scheduler(endpoints, queues, workload.rows, hedge=policy.hedge)
     moment = min(s.row_s for s in servers) / _MOMENTS if lengths else 0.0

@@ -27,6 +27,8 @@ _WAIT_S = 30.0  # no row waits for longer at an endpoint, where that can be had
 _DENIALS = 3  # an endpoint that denied so many requests, and most of late, rests; if it never answered one, it is out
 _CONNECTS_PER_S = 200  # tries of endpoints that refuse connections, over the whole fleet
 _MOST_FITS = 1024  # requests that fit until larger ones are tried, at most
+_GROWS_S = 0.5  # requests that take no longer are made larger, where that is allowed
+_LEFT = 8  # ... if there are so many of the larger ones for each endpoint
 _ROUNDS = 8  # rates are those of the last so many rows a slot, or a little more
 
 
@@ -146,6 +148,8 @@ class Fleet(list[Endpoint]):
         Number of endpoints.
     max_size, max_in_flight : int
         Rows a request and requests an endpoint, at most.
+    largest : int, optional
+        What ``max_size`` may become in the course of the run; by default, it stays.
     retry : RetryPolicy
         Budgets and pauses.
     draw : callable
@@ -160,7 +164,7 @@ class Fleet(list[Endpoint]):
     Attributes
     ----------
     max_size, retry, concurrency, rate_of
-        As given.
+        As given; ``max_size`` as it is by now.
     ready, done, out, removed : int
         Endpoints whose breaker lets something through; answers of all; endpoints that are out; that were removed.
     changed : bool
@@ -173,6 +177,7 @@ class Fleet(list[Endpoint]):
         *,
         max_size: int,
         max_in_flight: int,
+        largest: int = 0,
         retry: RetryPolicy,
         draw: Callable[[], float],
         resting: Iterable[int] = (),
@@ -185,6 +190,7 @@ class Fleet(list[Endpoint]):
             for index in indexes:
                 self[index].breaker, self[index].well, self[index].working = breaker, False, False
         self.max_size = max_size
+        self._largest = largest
         self._max_in_flight = max_in_flight
         self.concurrency = concurrency
         self.retry = retry
@@ -307,6 +313,17 @@ class Fleet(list[Endpoint]):
             e.window += max(1.0, rows / 2)
             if e.window >= self.max_size * self._max_in_flight:
                 e.window = math.inf
+
+    def grow(self, rows: int, took_s: float, left: int) -> None:
+        """Make requests larger if one of the largest was answered so soon, and ``left`` rows are enough for many."""
+        larger = min(self._largest, 2 * self.max_size)
+        if rows < self.max_size or larger <= rows or took_s > _GROWS_S or left < _LEFT * larger * self.present:
+            return
+        for e in self:
+            if e.max_rows == self.max_size:
+                e.max_rows = larger
+        self.max_size = larger
+        self._first_rows = self._rows_at_first()
 
     def superseded(self, index: int) -> None:
         """Another endpoint has answered a row that this one holds."""

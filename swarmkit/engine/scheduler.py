@@ -339,7 +339,9 @@ class Scheduler:
             self._decide(request.batch.endpoint)
         self._complete(request, tokens)
         row_s = request.waited_s / request.delivered if request.delivered else math.inf
-        self.fleet.ended(request.batch.endpoint, len(request.batch.rows), row_s, self._now - request.sent_at)
+        rows, took_s = len(request.batch.rows), self._now - request.sent_at
+        self.fleet.ended(request.batch.endpoint, rows, row_s, took_s)
+        self.fleet.grow(rows, took_s, self._left)
         if at_limit:  # others have waited longer for this place
             self._waiting[request.batch.endpoint] = None
         else:
