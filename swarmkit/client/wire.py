@@ -643,13 +643,14 @@ class RowStream:
             parts = self._parts[index]
             if parts is None:
                 raise Malformed(f"the choice with index {index} goes on after its end")
-            if text := _text(choice.get("text")):
+            text = choice.get("text")
+            if text := text if type(text) is str else _text(text):  # calls are most of what a chunk costs
                 self.chunks += 1
                 self.progress += 1
                 parts.append(text)
             if self._logprobs is not None and (tokens := _logprobs(choice.get("logprobs"))):
                 self._logprobs.setdefault(index, []).extend(tokens)
-            if reason := _reason(choice):
+            if choice.get("finish_reason") and (reason := _reason(choice)):
                 self.progress += 1
                 self._parts[index] = None
                 self._finish(index, "".join(parts), reason, choice, body.get("usage"), finished)
