@@ -23,6 +23,7 @@ from swarmkit import AgentEndpoint
 MODEL = "instant"
 CONTEXT = 32768
 ANSWER = "The protein catalyses the first step of the pathway and is induced when its substrate is present."
+_LABEL = "yes"  # where one token is asked for
 _PREFIX, _SUFFIX = "<|user|>", "<|assistant|>"
 _WHOLE_CHUNK = b"%x\r\n%s\r\n"
 
@@ -61,24 +62,26 @@ def _address(i: int) -> str:
 
 
 @functools.cache
-def _reply(prompts: int) -> bytes:
+def _reply(prompts: int, short: bool) -> bytes:
+    text, reason, tokens = (_LABEL, "length", 1) if short else (ANSWER, "stop", 20)
     choices = [
-        {"index": i, "text": ANSWER, "logprobs": None, "finish_reason": "stop", "stop_reason": None, "token_ids": None,
+        {"index": i, "text": text, "logprobs": None, "finish_reason": reason, "stop_reason": None, "token_ids": None,
          "prompt_logprobs": None, "prompt_token_ids": None}
         for i in range(prompts)
     ]  # fmt: skip
-    return _json({**_head("text_completion"), "choices": choices, "usage": _usage(50 * prompts, 20 * prompts)})
+    return _json({**_head("text_completion"), "choices": choices, "usage": _usage(50 * prompts, tokens * prompts)})
 
 
 @functools.cache
-def _stream(prompts: int) -> bytes:
+def _stream(prompts: int, short: bool) -> bytes:
     """What vLLM streams for short answers with a long interval: each row's first token, then its rest."""
     words = ANSWER.split(" ", 1)
+    parts = ((words[0], None, 1), (f" {words[1]}", "stop", 20))
     events = [
         {**_head("text_completion"), "usage": _usage(50, tokens), "choices": [
             {"index": i, "text": text, "logprobs": None, "finish_reason": reason, "stop_reason": None,
              "prompt_token_ids": None, "token_ids": None}]}
-        for text, reason, tokens in ((words[0], None, 1), (f" {words[1]}", "stop", 20))
+        for text, reason, tokens in (((_LABEL, "length", 1),) if short else parts)
         for i in range(prompts)
     ]  # fmt: skip
     events.append({**_head("text_completion"), "choices": [], "usage": _usage(50 * prompts, 20 * prompts)})
@@ -112,7 +115,7 @@ def answer(path: bytes, body: bytes) -> bytes:
         case b"/v1/completions":
             asked = orjson.loads(body)
             prompts = len(asked["prompt"]) if isinstance(asked["prompt"], list) else 1
-            return _stream(prompts) if asked.get("stream") else _reply(prompts)
+            return (_stream if asked.get("stream") else _reply)(prompts, asked.get("max_tokens") == 1)
         case b"/v1/chat/completions":
             return _chat()
         case b"/v1/models":

@@ -4,6 +4,8 @@ Compared are swarmkit, in both deliveries; the least a client can do (``aiohttp`
 flight, no retries, no checks); ``AsyncOpenAI`` with lists of prompts, and with a prompt per request. Prompts
 of 220 characters, answers of 97.
 
+Answers of one token are compared by themselves: ``delivery="auto"`` beside rows, also with ``max_size="auto"``.
+
 And the HTTP of it alone, a request of a hundred prompts as bytes and its answer as bytes: swarmkit's client beside
 ``AsyncOpenAI`` over ``openai.DefaultAioHttpClient`` and over its default client.
 """
@@ -11,6 +13,7 @@ And the HTTP of it alone, a request of a hundred prompts as bytes and its answer
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sys
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -32,6 +35,8 @@ SIZES = {1: 2_000, 10: 10_000, 100: 20_000, 1000: 20_000}  # rows a batch: rows 
 IN_FLIGHT = 4
 BUDGETS = {"swarmkit, batch": 4.5, "swarmkit, rows": 10.0}
 HTTP_BUDGET = 0.85
+SHORT_BUDGET = 0.5
+_SIZED = ", max_size=auto"
 REQUESTS = 60  # a turn: many short ones, since the machine is never calm for long
 
 
@@ -108,6 +113,24 @@ def measure(server: Instant, runner: asyncio.Runner, size: int, rows: int, repea
     ]
 
 
+def one_token(server: Instant, rows: int, repeats: int) -> list[dict[str, object]]:
+    """CPU a prompt for answers of one token: in both deliveries, and as swarmkit chooses delivery and size."""
+    df = abstracts(rows)
+    sizes = {"": sk.BatchPolicy(max_in_flight=IN_FLIGHT), _SIZED: sk.BatchPolicy("auto", max_in_flight=IN_FLIGHT)}
+    with contextlib.ExitStack() as stack:
+        pools = {name: stack.enter_context(sk.connect(server, batch=batch)) for name, batch in sizes.items()}
+
+        def cpu(delivery: str, size: str) -> float:
+            options = {"temperature": 0, "max_tokens": 1, "delivery": delivery}
+            return cpu_us(partial(sk.scatter, df, TEMPLATE, pool=pools[size], **options), rows)
+
+        ways = [("rows", ""), ("batch", ""), ("auto", ""), ("auto", _SIZED)]
+        found = alternate({delivery + size: partial(cpu, delivery, size) for delivery, size in ways}, repeats)
+    return [
+        {"delivery": way, **spread(values, found["rows"], "us a prompt", "times rows")} for way, values in found.items()
+    ]
+
+
 def http_alone(server: Instant, runner: asyncio.Runner, requests: int, repeats: int) -> list[dict[str, object]]:
     """CPU a request of 100 prompts, from bytes to bytes; the clients of openai as they come, without retries."""
     df = abstracts(100)
@@ -149,6 +172,7 @@ def main() -> int:
     repeats = 1 if args.quick else 5
     with Instant() as server, asyncio.Runner() as runner:
         rows = [row for size, n in sizes.items() for row in measure(server, runner, size, n, repeats)]
+        short = pd.DataFrame(one_token(server, 100 if args.quick else 20_000, repeats))
         http = pd.DataFrame(http_alone(server, runner, 3 if args.quick else REQUESTS, 1 if args.quick else 41))
     table = pd.DataFrame(rows)
     of_bare = table[table["batch"] == min(100, max(sizes))].set_index("way")["times bare"]
@@ -157,7 +181,10 @@ def main() -> int:
     ]
     of_aiohttp = float(http.set_index("way")["times DefaultAioHttpClient"]["swarmkit"])
     budgets.append(Budget("CPU of HTTP, times that of DefaultAioHttpClient", of_aiohttp, HTTP_BUDGET))
-    return report(args, {"Client CPU per prompt": table, "CPU of the HTTP of 100 prompts": http}, budgets)
+    of_rows = float(short.set_index("delivery")["times rows"]["auto" + _SIZED])
+    budgets.append(Budget("CPU of one-token answers, delivery and max_size auto, times rows", of_rows, SHORT_BUDGET))
+    tables = {"Client CPU per prompt": table, "The same for answers of one token": short}
+    return report(args, {**tables, "CPU of the HTTP of 100 prompts": http}, budgets)
 
 
 if __name__ == "__main__":

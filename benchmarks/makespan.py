@@ -86,7 +86,7 @@ def virtual(rows_a_slot: float) -> pd.DataFrame:
             queues = home_queues(range(rows), len(servers), chars)
             policy = BatchPolicy()
             endpoints = Fleet(
-                len(servers), max_size=policy.max_size, max_in_flight=policy.max_in_flight,
+                len(servers), max_size=policy.first_size, max_in_flight=policy.max_in_flight,
                 retry=RetryPolicy(), draw=random.Random(0).random,
             )  # fmt: skip
             scheduler = Scheduler(endpoints, queues, rows)

@@ -82,7 +82,7 @@ def _share(pool: VLLMPool, number: int, runs: int) -> VLLMPool:
     own = replace(
         batch,
         max_in_flight=min(batch.max_in_flight, requests),
-        max_size=min(batch.max_size, max(1, window * batch.max_size // (runs * count * requests))),
+        max_size=min(batch.first_size, max(1, window * batch.first_size // (runs * count * requests))),
         single_in_flight=max(1, size * batch.single_in_flight // (runs * count)),
     )
     chosen = pool.select([(number * count + i) % size for i in range(count)])

@@ -153,7 +153,7 @@ class RequestSpec:
     chat : "auto", (prefix, suffix), callable or None
         How prompts are turned into chats.
     delivery : {"auto", "rows", "batch"}
-        Rows as they finish, whole replies, or whichever suits the server.
+        Rows as they finish, whole replies, or whichever suits the server and the time that requests take.
     details : bool
         Whether token counts per row are needed, even where they cost extra.
     thinking : bool, str or None

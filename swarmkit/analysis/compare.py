@@ -222,7 +222,7 @@ def _variants(call: PreparedCall, modes: Sequence[Mode], sizes: Sequence[int] | 
         if mode == "single":
             found.append(_Variant(mode, 1, call.pool, spec))
             continue
-        for size in sizes or [call.pool.batch.max_size]:
+        for size in sizes or [call.pool.batch.first_size]:
             policy = replace(call.pool.batch, max_size=size)
             found.append(_Variant(mode, size, call.pool.with_batch(policy), spec))
     if len({(v.mode, v.batch_size) for v in found}) != len(found) or not found:

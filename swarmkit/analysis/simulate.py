@@ -594,7 +594,12 @@ def simulate(
     chars = [1] * workload.rows if prompts is None else list(map(len, prompts))
     queues = runs.queues if runs else home_queues(rows, len(servers), chars)
     endpoints = Fleet(
-        len(servers), max_size=policy.max_size, max_in_flight=policy.max_in_flight, retry=RetryPolicy(), draw=rng.random
+        len(servers),
+        max_size=policy.first_size,
+        largest=policy.largest,
+        max_in_flight=policy.max_in_flight,
+        retry=RetryPolicy(),
+        draw=rng.random,
     )
     parts = runs.parts if runs else None
     scheduler = Scheduler(endpoints, queues, workload.rows, hedge=policy.hedge, parts=parts)

@@ -137,7 +137,7 @@ def _add_send_options(parser: argparse.ArgumentParser, out: str | None, keeps_ro
         group.add_argument("--too-long", choices=("error", "truncate", "truncate_left"),
                            help="prompts beyond the context fail (error), or lose their end or beginning")  # fmt: skip
     group.add_argument("--delivery", choices=("auto", "rows", "batch"), default="auto",
-                       help="answers as they finish (rows), or a request at a time (batch)")  # fmt: skip
+                       help="answers as they finish (rows), a request at a time (batch), or as suits them")  # fmt: skip
     group.add_argument("--dialect", choices=("openai", "vllm", "first"),
                        help="what the servers are like, where that is not to be learned")  # fmt: skip
     group.add_argument("--give-up", metavar="S", type=float,

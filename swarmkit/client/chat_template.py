@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
@@ -99,7 +99,12 @@ class ChatTemplate:
 
     def wrap(self, text: str) -> str:
         """Return the text to send for a prompt."""
-        return f"{self.prefix}{text.strip() if self.trim else text}{self.suffix}"
+        return self.wrap_all([text])[0]
+
+    def wrap_all(self, texts: Iterable[str]) -> list[str]:
+        """Return the texts to send for prompts."""
+        prefix, suffix = self.prefix, self.suffix
+        return [f"{prefix}{text}{suffix}" for text in (map(str.strip, texts) if self.trim else texts)]
 
 
 async def learn(

@@ -21,7 +21,7 @@ from .failures import CONNECT_S
 from .hostfile import AgentEndpoint
 from .http_settings import HttpSettings
 
-__all__ = ["ADDED_TO_EACH_REQUEST", "endpoint_client", "new_client", "no_cookies", "timeout_of"]
+__all__ = ["ADDED_TO_EACH_REQUEST", "DirectClient", "endpoint_client", "new_client", "timeout_of"]
 
 Send = Callable[[httpx2.Request], Coroutine[Any, Any, httpx2.Response]]
 
@@ -64,6 +64,32 @@ def new_client(
         default_headers=cast("Mapping[str, str]", {**dict.fromkeys(_unwanted(), openai.omit), **(headers or {})}),
         http_client=http_client,
     )
+
+
+class DirectClient(httpx2.AsyncClient):
+    """Passes requests to its transport as they are.
+
+    A pool has no use for the cookies, redirects, authentication, hooks and defaults of ``httpx2.AsyncClient``, and they
+    take a fifth of the time of a request.
+    """
+
+    def __init__(self, transport: httpx2.AsyncBaseTransport) -> None:
+        super().__init__(transport=transport, trust_env=False)
+        self._to = transport
+
+    def build_request(self, method: str, url: httpx2.URL | str, **given: Any) -> httpx2.Request:
+        """Build a request with the headers that are given; the transport adds those that HTTP needs."""
+        body, timeout = given.get("content") or b"", {"timeout": httpx2.Timeout(given["timeout"]).as_dict()}
+        stream = httpx2.ByteStream(body)
+        return httpx2.Request(method, url, headers=given["headers"], stream=stream, extensions=timeout)
+
+    async def send(self, request: httpx2.Request, *, stream: bool = False, **_: Any) -> httpx2.Response:
+        """Send a request; unless ``stream``, the body of the response is read."""
+        response = await self._to.handle_async_request(request)
+        response.request = request
+        if not stream:
+            await response.aread()
+        return response
 
 
 class _PoolConnections(httpx2.AsyncBaseTransport):
@@ -114,7 +140,7 @@ def endpoint_client(endpoint: AgentEndpoint, settings: HttpSettings, send: Send)
     """An openai client for one endpoint, whose requests are sent by ``send`` on swarmkit's loop."""
     key = endpoint.key() or _NO_KEY
     base, _, query = endpoint.address("/v1").partition("?")
-    http = httpx2.AsyncClient(transport=_PoolConnections(send), trust_env=False, cookies=no_cookies())
+    http = httpx2.AsyncClient(transport=_PoolConnections(send), trust_env=False, cookies=_no_cookies())
     headers = {"Authorization": f"Bearer {_NO_KEY}"}  # given here, since the environment's would win
     headers.update([endpoint.key_header(key)])
     return new_client(http, base, key, {**headers, **settings.headers}, settings.timeout, dict(parse_qsl(query)))
@@ -126,7 +152,7 @@ def _unwanted() -> list[str]:
     return [*_FROM_OPENAI, *(line.partition(":")[0].strip() for line in lines if ":" in line)]
 
 
-def no_cookies() -> CookieJar:
+def _no_cookies() -> CookieJar:
     """A jar that stays empty: a gateway's cookies would bind a whole pool to one of its servers."""
     return CookieJar(DefaultCookiePolicy(allowed_domains=[]))
 

@@ -42,7 +42,7 @@ from .hostfile import AgentEndpoint
 from .http_settings import HttpSettings
 from .inflate import inflater
 from .keys import Key
-from .openai_client import ADDED_TO_EACH_REQUEST, new_client, no_cookies, timeout_of
+from .openai_client import ADDED_TO_EACH_REQUEST, DirectClient, new_client, timeout_of
 from .persist import persistently
 from .proxy import Proxy, of_environment
 from .rate_headers import RateWatch, quota_of
@@ -102,10 +102,7 @@ class Transport:
         self._rates = rates
         self._ours = settings.http_client is None
         if settings.http_client is None:
-            self._http = httpx2.AsyncClient(
-                transport=AiohttpTransport(settings.ssl_context()), trust_env=False, cookies=no_cookies()
-            )
-            self._http.headers.clear()  # each request has its own, and merging them takes time
+            self._http: httpx2.AsyncClient = DirectClient(AiohttpTransport(settings.ssl_context()))
         else:
             self._http = settings.http_client
         self._client = new_client(self._http, headers={**_LEFT_TO_HTTP, **settings.headers})

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Collection, Mapping, Sequence
+from operator import itemgetter
 from typing import Any
 
 import jiter
@@ -278,10 +279,18 @@ def decode_counted(
     if not isinstance(choices, list) or (body.get("error") and not choices):
         raise _reply_failure(body, data)
     usage = body.get("usage") if n_prompts == 1 and n == 1 else None
-    slots: list[Reply | None] = [None] * (n_prompts * n)
+    replies = None
+    if route is Route.COMPLETIONS and n == 1 and usage is None and not logprobs:
+        replies = _plain_replies(choices, n_prompts)
+    if replies is None:
+        replies = _replies(route, choices, n_prompts * n, n, usage, logprobs)
+    return replies, None if usage else _usage(body.get("usage"), replies, prompt_chars)
+
+
+def _replies(route: Route, choices: list[Any], n_slots: int, n: int, usage: Any, logprobs: bool) -> list[Reply]:
+    """The choices in the order of their indexes; raises ``Malformed`` unless each index is there once."""
+    slots: list[Reply | None] = [None] * n_slots
     read = _read_completion if route is Route.COMPLETIONS else _read_chat
-    if read is _read_completion and n == 1 and usage is None:
-        choices = _read_plain_choices(choices, slots, logprobs)
     for choice in choices:
         index = _index(choice, len(slots))
         if slots[index] is not None:
@@ -292,7 +301,7 @@ def decode_counted(
     if len(replies) != len(slots):
         missing = next(i for i, reply in enumerate(slots) if reply is None)
         raise Malformed(f"{len(slots) - len(replies)} of {len(slots)} choices are missing, the first is {missing}")
-    return replies, None if usage else _usage(body.get("usage"), replies, prompt_chars)
+    return replies
 
 
 def _as_whole(data: bytes) -> Any:
@@ -339,7 +348,7 @@ def _usage(usage: Any, replies: Sequence[Reply], prompt_chars: int) -> Usage | N
     prompts, completions = _count(usage.get("prompt_tokens")), _count(usage.get("completion_tokens"))
     if prompts is None or completions is None:
         return None
-    chars = sum(len(reply.text) for reply in replies)
+    chars = sum([len(reply.text) for reply in replies])
     enough = prompt_chars <= _TOKEN_CHARS * prompts and chars <= _TOKEN_CHARS * completions
     return Usage(prompts, completions) if enough else None
 
@@ -437,31 +446,24 @@ def _count(value: Any) -> int | None:
     return value if type(value) is int and 0 <= value < 1 << 31 else None
 
 
-def _read_plain_choices(choices: list[Any], slots: list[Reply | None], logprobs: bool) -> list[Any]:
-    """Read the valid choices without token ids into their slots, without a function call for each; return the others.
+_PLAIN = itemgetter("index", "text", "finish_reason")
 
-    Nearly all choices of a run are of this kind, and this takes 40 % off the time for them.
+
+def _plain_replies(choices: list[Any], n_slots: int) -> list[Reply] | None:
+    """The choices of a reply that has all of them in order, each with a text and no token ids; None of any other.
+
+    Nearly all replies are so, and to look at their choices together halves the time for them.
     """
-    others = []
-    for choice in choices:
-        if (
-            type(choice) is dict
-            and type(index := choice.get("index")) is int
-            and 0 <= index < len(slots)
-            and slots[index] is None
-            and type(text := choice.get("text")) is str
-            and (reason := choice.get("finish_reason")) in ("stop", "length")
-            and choice.get("token_ids") is None
-            and choice.get("prompt_token_ids") is None
-        ):
-            if logprobs:
-                tokens = _logprobs(choice.get("logprobs"))
-                slots[index] = Reply(index, 0, text, reason, None, None, None, None, tokens)
-            else:
-                slots[index] = Reply(index, 0, text, reason, None, None, None)
-        else:
-            others.append(choice)
-    return others
+    try:
+        indexes, texts, reasons = zip(*map(_PLAIN, choices), strict=True)
+        plain = {*map(type, indexes)} == {int} and {*map(type, texts)} == {str} and {*reasons} <= {"stop", "length"}
+    except (KeyError, TypeError, ValueError):
+        return None
+    if not plain or indexes != tuple(range(n_slots)) or _counts(choices[0], None) != (None, None):
+        return None
+    return [
+        Reply(i, 0, text, reason, None, None, None) for i, text, reason in zip(indexes, texts, reasons, strict=True)
+    ]
 
 
 def _read_completion(choice: Mapping[str, Any], index: int, n: int, usage: Any) -> Reply:
@@ -641,13 +643,14 @@ class RowStream:
             parts = self._parts[index]
             if parts is None:
                 raise Malformed(f"the choice with index {index} goes on after its end")
-            if text := _text(choice.get("text")):
+            text = choice.get("text")
+            if text := text if type(text) is str else _text(text):  # calls are most of what a chunk costs
                 self.chunks += 1
                 self.progress += 1
                 parts.append(text)
             if self._logprobs is not None and (tokens := _logprobs(choice.get("logprobs"))):
                 self._logprobs.setdefault(index, []).extend(tokens)
-            if reason := _reason(choice):
+            if choice.get("finish_reason") and (reason := _reason(choice)):
                 self.progress += 1
                 self._parts[index] = None
                 self._finish(index, "".join(parts), reason, choice, body.get("usage"), finished)

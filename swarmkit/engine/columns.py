@@ -19,12 +19,11 @@ UNKNOWN = -1
 
 
 class Cost(NamedTuple):
-    """What answers have cost: tokens, answers whose tokens are ``counted``, and answers ``cut`` at their limit."""
+    """What answers have cost: tokens, and answers whose tokens are ``counted``."""
 
     prompt_tokens: int
     completion_tokens: int
     counted: int
-    cut: int
 
 
 class Columns:
@@ -91,10 +90,13 @@ class Columns:
 
     def answer(self, answers: Iterable[tuple[int, Reply]], endpoint: int, latency_s: float) -> None:
         """Write replies to their slots: each with the row that it answers."""
+        n, texts, reasons, endpoints, latencies = self.n, self.text, self.finish_reason, self.endpoint, self.latency_s
         for row, (_, sample, text, reason, prompt_tokens, completion_tokens, reasoning, _, logprobs) in answers:
-            slot = row * self.n + sample
-            self.text[slot] = text
-            self.finish_reason[slot] = intern(reason) if reason else None  # there are few, and each reply has its own
+            slot = row * n + sample
+            texts[slot] = text
+            reasons[slot] = intern(reason) if reason else None  # there are few, and each reply has its own
+            endpoints[row] = endpoint
+            latencies[row] = latency_s
             if prompt_tokens is not None:
                 self.prompt_tokens[slot] = prompt_tokens
             if completion_tokens is not None:
@@ -105,8 +107,6 @@ class Columns:
                 self.logprob[slot] = sum([token["logprob"] for token in logprobs])
                 if self.keeps_tokens:
                     self.token_logprobs[slot] = logprobs
-            self.endpoint[row] = endpoint
-            self.latency_s[row] = latency_s
 
     @property
     def _by_slot(self) -> tuple[dict[int, Any], ...]:
@@ -142,12 +142,21 @@ class Columns:
 
     def cost(self, rows: Sequence[int]) -> Cost:
         """What the answers of rows have cost, where the servers said: a row's samples share its prompt."""
-        n, prompts, completions, reasons = self.n, self.prompt_tokens, self.completion_tokens, self.finish_reason
-        slots = rows if n == 1 else [slot for row in rows for slot in range(row * n, (row + 1) * n)]
+        n, prompts, completions = self.n, self.prompt_tokens, self.completion_tokens
         asked = [tokens for row in rows if (tokens := prompts[row * n]) > 0]
-        known = [tokens for slot in slots if (tokens := completions[slot]) >= 0]
-        cut = 0 if self.one_token else [reasons[slot] for slot in slots].count("length")
-        return Cost(sum(asked), sum(known), len(known), cut)
+        known = [tokens for slot in self._slots(rows) if (tokens := completions[slot]) >= 0]
+        return Cost(sum(asked), sum(known), len(known))
+
+    def cut(self, rows: Sequence[int]) -> int:
+        """How many answers of rows ended at their limit of tokens."""
+        if self.one_token:
+            return 0
+        reasons = self.finish_reason
+        return [reasons[slot] for slot in self._slots(rows)].count("length")
+
+    def _slots(self, rows: Sequence[int]) -> Sequence[int]:
+        n = self.n
+        return rows if n == 1 else [slot for row in rows for slot in range(row * n, (row + 1) * n)]
 
     def is_settled(self, row: int) -> bool:
         """Whether a row has an answer or an error."""

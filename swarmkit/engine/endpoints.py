@@ -28,6 +28,8 @@ _WAIT_S = 30.0  # no row waits for longer at an endpoint, where that can be had
 _DENIALS = 3  # an endpoint that denied so many requests, and most of late, rests; if it never answered one, it is out
 _CONNECTS_PER_S = 200  # tries of endpoints that refuse connections, over the whole fleet
 _MOST_FITS = 1024  # requests that fit until larger ones are tried, at most
+_GROWS_S = 0.5  # requests that take no longer are made larger, where that is allowed
+_LEFT = 8  # ... if there are so many of the larger ones for each endpoint
 _ROUNDS = 8  # rates are those of the last so many rows a slot, or a little more
 
 
@@ -60,6 +62,8 @@ class Endpoint:
         Rows it works on at once, the most seen so far: by Little's law the rate times ``row_s``.
     row_s : float
         Seconds a row takes there without waiting: the least that the rows of a request took on average.
+    took_s : float or None
+        Seconds that the latest request took that was answered in full; infinite after a failure, None before both.
     skip_until : float
         Until when it is skipped because rows are finished sooner elsewhere; 0 if it is not.
     breaker : Breaker
@@ -110,6 +114,7 @@ class Endpoint:
     rate: float = 0.0
     slots: float = 0.0
     row_s: float = math.inf
+    took_s: float | None = None
     skip_until: float = 0.0
     breaker: Breaker = Breaker.CLOSED
     faults: int = 0
@@ -144,6 +149,8 @@ class Fleet(list[Endpoint]):
         Number of endpoints.
     max_size, max_in_flight : int
         Rows a request and requests an endpoint, at most.
+    largest : int, optional
+        What ``max_size`` may become in the course of the run; by default, it stays.
     retry : RetryPolicy
         Budgets and pauses.
     draw : callable
@@ -160,7 +167,7 @@ class Fleet(list[Endpoint]):
     Attributes
     ----------
     max_size, retry, concurrency, rate_of
-        As given.
+        As given; ``max_size`` as it is by now.
     last_sends : LastSends or None
         When each endpoint is sent its last request before the deadline.
     ready, done, out, removed : int
@@ -175,6 +182,7 @@ class Fleet(list[Endpoint]):
         *,
         max_size: int,
         max_in_flight: int,
+        largest: int = 0,
         retry: RetryPolicy,
         draw: Callable[[], float],
         resting: Iterable[int] = (),
@@ -188,6 +196,7 @@ class Fleet(list[Endpoint]):
             for index in indexes:
                 self[index].breaker, self[index].well, self[index].working = breaker, False, False
         self.max_size = max_size
+        self._largest = largest
         self._max_in_flight = max_in_flight
         self.concurrency = concurrency
         self.retry = retry
@@ -282,12 +291,14 @@ class Fleet(list[Endpoint]):
             e.rate = e.recent / e.recent_s
             self._count(e, +1)
 
-    def ended(self, index: int, rows: int, row_s: float) -> None:
-        """A request with so many rows was answered in full, in ``row_s`` a row on average.
+    def ended(self, index: int, rows: int, row_s: float, took_s: float) -> None:
+        """A request with so many rows was answered in full, after ``took_s`` seconds, in ``row_s`` a row on average.
 
         That is what a row takes there if no request was quicker. A request a little larger may be sent next.
         """
         e = self[index]
+        if rows:
+            e.took_s = took_s
         if row_s < math.inf:
             self._count(e, -1)
             if rows >= _FIRST_ROWS and row_s < e.row_s:
@@ -309,6 +320,17 @@ class Fleet(list[Endpoint]):
             e.window += max(1.0, rows / 2)
             if e.window >= self.max_size * self._max_in_flight:
                 e.window = math.inf
+
+    def grow(self, rows: int, took_s: float, left: int) -> None:
+        """Make requests larger if one of the largest was answered so soon, and ``left`` rows are enough for many."""
+        larger = min(self._largest, 2 * self.max_size)
+        if rows < self.max_size or larger <= rows or took_s > _GROWS_S or left < _LEFT * larger * self.present:
+            return
+        for e in self:
+            if e.max_rows == self.max_size:
+                e.max_rows = larger
+        self.max_size = larger
+        self._first_rows = self._rows_at_first()
 
     def superseded(self, index: int) -> None:
         """Another endpoint has answered a row that this one holds."""
@@ -371,7 +393,7 @@ class Fleet(list[Endpoint]):
         rests if it denies most of these, too.
         """
         e, reaction = self[index], REACTIONS[failure.kind].endpoint
-        e.failed_at = now
+        e.failed_at, e.took_s = now, math.inf
         match reaction:
             case "fault" | "opens":
                 return self._fault(index, failure, reaction == "opens", rows, sent_at, now)

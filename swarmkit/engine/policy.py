@@ -65,8 +65,9 @@ class BatchPolicy:
 
     Parameters
     ----------
-    max_size : int, default 100
-        Prompts a request, at most. vLLM refuses more than 1,024.
+    max_size : int or "auto", default 100
+        Prompts a request, at most. vLLM refuses more than 1,024. "auto" begins with 100, and doubles that, to 1,000 at
+        most, while requests are answered within half a second and each endpoint has many of the larger ones before it.
     max_in_flight : int, default 16
         Requests an endpoint holds at once, at most. It is sent one until it has answered, then as many as keep it
         full; where rows differ in length, most requests in flight have few rows left.
@@ -92,7 +93,7 @@ class BatchPolicy:
     32
     """
 
-    max_size: int = 100
+    max_size: int | Literal["auto"] = 100
     max_in_flight: int = 16
     single_in_flight: int = 64
     hedge: bool = True
@@ -101,13 +102,26 @@ class BatchPolicy:
     def __post_init__(self) -> None:
         for name in ("max_size", "max_in_flight", "single_in_flight"):
             value = getattr(self, name)
+            if name == "max_size" and value == "auto":
+                continue
             if not isinstance(value, int) or value < 1:
-                raise SettingError(f"BatchPolicy({name}={value!r}): must be a whole number, 1 or more")
-        if self.max_size > 1024:
+                other = ', or "auto"' if name == "max_size" else ""
+                raise SettingError(f"BatchPolicy({name}={value!r}): must be a whole number, 1 or more{other}")
+        if self.largest > 1024:
             raise SettingError(f"BatchPolicy(max_size={self.max_size}): vLLM takes at most 1,024 prompts a request")
         if self.order not in get_args(Order):
             allowed = ", ".join(map(repr, get_args(Order)))
             raise SettingError(f"BatchPolicy(order={self.order!r}): must be one of {allowed}")
+
+    @property
+    def first_size(self) -> int:
+        """Prompts a request, at most, as a run begins."""
+        return 100 if self.max_size == "auto" else self.max_size
+
+    @property
+    def largest(self) -> int:
+        """Prompts a request, at most, at any time of a run."""
+        return 1000 if self.max_size == "auto" else self.max_size
 
 
 @dataclass(frozen=True, slots=True)

@@ -300,14 +300,15 @@ class Scheduler:
         held = len(request.unfinished)
         invalid = [row for row in invalid if row in request.unfinished]
         request.unfinished.difference_update(rows, invalid)
-        duplicated = self._stragglers.have_duplicates(rows)  # hardly ever, so it is asked once for all rows
-        for row in rows:
-            if not self._settled[row]:
-                self._settled[row] = 1
-                self._left -= 1
-                self._good_row = row
-                self._evidence.answered = True
-                if duplicated:
+        settled = self._settled
+        if answered := [row for row in rows if not settled[row]]:
+            for row in answered:
+                settled[row] = 1
+            self._left -= len(answered)
+            self._good_row = answered[-1]
+            self._evidence.answered = True
+            if self._stragglers.have_duplicates(answered):  # hardly ever, so it is asked once for all rows
+                for row in answered:
                     for other in self._stragglers.superseded(row, request.batch.ticket):
                         self._forget(other, row)
         avoid = request.retry_batch.avoid if request.retry_batch else frozenset[int]()
@@ -348,7 +349,9 @@ class Scheduler:
             seconds = self._now - request.sent_at
             self.fleet.last_sends.took(request.batch.endpoint, len(request.batch.rows), seconds)
         row_s = request.waited_s / request.delivered if request.delivered else math.inf
-        self.fleet.ended(request.batch.endpoint, len(request.batch.rows), row_s)
+        rows, took_s = len(request.batch.rows), self._now - request.sent_at
+        self.fleet.ended(request.batch.endpoint, rows, row_s, took_s)
+        self.fleet.grow(rows, took_s, self._left)
         if at_limit:  # others have waited longer for this place
             self._waiting[request.batch.endpoint] = None
         else:
@@ -826,11 +829,14 @@ class Scheduler:
         resent: bool = False,
         as_rows: bool = False,
     ) -> None:
-        open_rows = set(filter(self.wants, rows))  # none, where a prompt that is known to be good probes an endpoint
+        settled, attempts = self._settled, self.attempts
+        open_rows = {
+            row for row in rows if not settled[row]
+        }  # none, where a prompt that is known to be good is a probe
         self.fleet.sent(index, len(open_rows), self._now)
         for row in open_rows:
-            if self.attempts[row] < 255:
-                self.attempts[row] += 1
+            if attempts[row] < 255:
+                attempts[row] += 1
         if self._first_sent is not None:
             for row in open_rows:
                 self._first_sent[row] = self._first_sent[row] or self._now

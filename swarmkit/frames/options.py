@@ -196,8 +196,8 @@ class _Delivery(RequestOptions, total=False):
         Literal["auto", "rows", "batch"] | None,
         Keyword(
             None,
-            'Whether the answers of a batch arrive as they finish ("rows"), together ("batch"), or as the server '
-            'does it best ("auto"); otherwise the pool\'s setting.',
+            'Whether the answers of a batch arrive as they finish ("rows"), together ("batch"), or as suits the server '
+            'and the answers: together where batches are quick ("auto"); otherwise the pool\'s setting.',
         ),
     ]
 

@@ -178,7 +178,7 @@ class ScatterFrame:
             base = base.iloc[np.repeat(np.arange(len(base)), n)]
         slots = (positions[:, None] * n + np.arange(n)).ravel()
         by_row = np.repeat(positions, n)
-        texts = [columns.text[s] for s in slots]
+        texts = list(columns.text) if rows is None else [columns.text[s] for s in slots]
         # An answer that is not valid stands beside its error. Rows one by one: as a list they are 40 bytes each.
         errors = [
             columns.error(row, unfinished) if text is None else columns.errors.get(row) if n == 1 else None
@@ -186,8 +186,9 @@ class ScatterFrame:
         ]
         whole = list(map(self._whole, by_row.tolist(), texts)) if self._prefix else texts
         new: dict[str, Any] = {out: text_column(whole, base.index), f"{out}_error": text_column(errors, base.index)}
-        valid = [text if error is None else None for text, error in zip(texts, errors, strict=True)]
-        new.update(self.typed.columns(valid, base.index))
+        if self.typed.schema is not None:
+            valid = [text if error is None else None for text, error in zip(texts, errors, strict=True)]
+            new.update(self.typed.columns(valid, base.index))
         if n > 1:
             new[f"{out}_sample"] = pd.Series(np.tile(np.arange(n), len(positions)), base.index, dtype="Int64")
         if self._logprobs:

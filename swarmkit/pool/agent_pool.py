@@ -531,7 +531,8 @@ class AgentPool:
 
         fleet = Fleet(
             len(endpoints),
-            max_size=1 if single else self._batch.max_size,
+            max_size=1 if single else self._batch.first_size,
+            largest=1 if single else self._batch.largest,
             max_in_flight=in_flight,
             retry=self._retry,
             draw=random.random,

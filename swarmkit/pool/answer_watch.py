@@ -121,7 +121,7 @@ class AnswerWatch:
             self._silent -= not e.answers
 
     def see(self, endpoint: int, rows: Sequence[int], texts: Sequence[str]) -> None:
-        """An endpoint answers rows; ``texts`` are without white space at their ends."""
+        """An endpoint answers rows. White space at the ends of ``texts`` does not make them different."""
         if not texts:
             return
         e = self._endpoints[endpoint]
@@ -130,20 +130,25 @@ class AnswerWatch:
             self._silent -= e.requests > 0
         e.answers += len(texts)
         self._answers += len(texts)
-        last, seen = texts[-1], rows
-        if last != e.text or texts.count(last) < len(texts):
-            e.varied = e.varied or e.answers > len(texts) or texts.count(last) < len(texts)
+        last = texts[-1].strip()
+        # Looked at from the end: most endpoints give another text just before, and then this one tells all.
+        alike = 0
+        for text in reversed(texts):
+            if text.strip() != last:
+                break
+            alike += 1
+        if last != e.text or alike < len(texts):
+            e.varied = e.varied or e.answers > len(texts) or alike < len(texts)
             self._end_streak(endpoint)
             e.text = last
-            rows = rows[next((i + 1 for i in range(len(texts) - 1, -1, -1) if texts[i] != last), 0) :]
         if e.streak < ENOUGH:
-            e.prompts.update(hash(self._prompts[row]) for row in rows[:ENOUGH])
+            e.prompts.update(hash(self._prompts[row]) for row in rows[-alike:][:ENOUGH])
             e.streak = len(e.prompts)
             if e.streak >= ENOUGH:
                 e.prompts.clear()
                 self._streaks.setdefault(last, set()).add(endpoint)
         if self._asked:
-            self._compare(endpoint, seen, texts)
+            self._compare(endpoint, rows, [text.strip() for text in texts])
 
     def _end_streak(self, endpoint: int) -> None:
         e = self._endpoints[endpoint]

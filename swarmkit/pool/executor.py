@@ -50,6 +50,10 @@ _CHANGES: dict[Breaker, Literal["lost", "paused", "back"]] = {
     Breaker.OPEN: "paused",
     Breaker.CLOSED: "back",
 }
+# Answers come as whole replies, for half the CPU, where no more than this is lost with one: requests that take so long,
+# and the first ones, with so few tokens an answer.
+_QUICK_S = 2.0
+_FEW_TOKENS = 16
 _LONG_WAIT_S = 10.0  # a server that asks for so much time is said to be waited for
 
 
@@ -138,6 +142,7 @@ class Executor:
         }
         self._indexes = {e.name: i for i, e in enumerate(endpoints)}
         self._proven: set[RoutePlan] = set()  # those by which a stream was seen to hold each row once
+        self._only_rows: set[RoutePlan] = set()  # those whose whole replies cannot be read
         self._took_back: set[int] = set()  # endpoints that had a stream that did not, after its rows were delivered
         # Not a method of this object: a cycle would keep the answers until Python's collector runs.
         self._answers = AnswerWatch(texts, partial(_share, columns, scheduler.wants), retry.cap_s)
@@ -379,13 +384,13 @@ class Executor:
     async def _ask(self, request: _InFlight, plan: RoutePlan, omitted: frozenset[str]) -> Failure | None:
         batch, endpoint = request.batch, self._endpoints[request.batch.endpoint]
         texts = plan.wrap(self._invalid.prompts(batch.rows))
-        max_tokens = self._max_tokens(batch)
+        max_tokens, rows = self._max_tokens(batch), plan.rows and not self._comes_whole(batch.endpoint, plan)
         body = encode(
             plan.route,
             self._spec,
             texts,
             max_tokens=max_tokens,
-            stream=plan.rows,
+            stream=rows,
             wrapped=plan.wrapped,
             token_ids=self._spec.details,
             extra=plan.constraint(self._spec.schema),
@@ -394,13 +399,19 @@ class Executor:
         )
         n, logprobs = self._spec.n, self._spec.logprobs is not None
         longest = longest_reply(len(texts) * n * max_tokens, logprobs or "logprobs" in self._spec.params)
-        if plan.rows:
+        if rows:
             return await self._stream(request, plan, body, longest)
         timeout = silence_s(self._transport.timeout, len(texts) * n * max_tokens)
         data = await self._transport.post(
             endpoint, path_of(plan.route), body, timeout=timeout, limits=Bounds(longest), counted=True
         )
-        replies, usage = decode_counted(plan.route, data, len(texts), n, sum(map(len, texts)), logprobs)
+        try:
+            replies, usage = decode_counted(plan.route, data, len(texts), n, sum(map(len, texts)), logprobs)
+        except Malformed:
+            if not plan.rows:
+                raise
+            self._only_rows.add(plan)  # whole replies were not tried before the run
+            return await self._ask(request, plan, omitted)
         replies = plan.read(replies)
         unfinished = {r.prompt: r for r in replies if r.finish_reason in UNFINISHED}
         if unfinished:
@@ -408,6 +419,13 @@ class Executor:
         self._look_at(batch, replies)
         await self._deliver_all(request, replies, usage)
         return next((_unfinished(endpoint, r.finish_reason, r.problem) for r in unfinished.values()), None)
+
+    def _comes_whole(self, index: int, plan: RoutePlan) -> bool:
+        """Whether the next answers of an endpoint come as a whole reply rather than as rows, by what its latest ones
+        took."""
+        took_s = self._scheduler.fleet[index].took_s
+        quick = self._sizing.cap <= _FEW_TOKENS if took_s is None else took_s <= _QUICK_S
+        return plan.either and quick and plan not in self._only_rows
 
     async def _stream(self, request: _InFlight, plan: RoutePlan, body: bytes, longest: int) -> Failure | None:
         """Read a stream, and hand on its rows as they finish.
@@ -488,8 +506,10 @@ class Executor:
             They cannot.
         """
         index = batch.endpoint
-        seen = [(batch.rows[r.prompt], (r.text or r.reasoning or "").strip()) for r in replies if not r.problem]
-        self._answers.see(index, [row for row, _ in seen], [text for _, text in seen])
+        answers = [r for r in replies if not r.problem]
+        self._answers.see(
+            index, [batch.rows[r.prompt] for r in answers], [r.text or r.reasoning or "" for r in answers]
+        )
         self._compare_answers()
         return self._verdict(batch) is Verdict.GOOD
 
@@ -555,8 +575,10 @@ class Executor:
     def _deliver(self, request: _InFlight, replies: Sequence[Reply], usage: Usage | None = None) -> None:
         now, batch = time.monotonic(), request.batch
         rows, wants, last = batch.rows, self._scheduler.wants, self._spec.n - 1
-        refused = {row: r.problem for r in replies if r.problem and wants(row := rows[r.prompt])}
-        won = [(row, reply) for reply in replies if wants(row := rows[reply.prompt]) and row not in refused]
+        won = [(row, reply) for reply in replies if wants(row := rows[reply.prompt])]
+        refused = {row: reply.problem for row, reply in won if reply.problem}
+        if refused:
+            won = [(row, reply) for row, reply in won if row not in refused]
         complete = [rows[reply.prompt] for reply in replies if reply.sample == last]
         again: dict[int, str] = {}
         given_up: dict[int, str] = {}

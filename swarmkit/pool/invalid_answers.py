@@ -59,7 +59,10 @@ class InvalidAnswers(dict[int, InvalidAnswer]):
 
     def prompts(self, rows: Iterable[int]) -> Iterable[str]:
         """The prompts of some rows; with what was wrong with their answers, if that was so again."""
-        return map(self._prompt, rows) if self else (self._texts[row] or "" for row in rows)
+        if self:
+            return map(self._prompt, rows)
+        texts = self._texts
+        return [texts[row] or "" for row in rows]
 
     def _prompt(self, row: int) -> str:
         text, last = self._texts[row] or "", self.get(row)

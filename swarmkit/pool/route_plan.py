@@ -38,6 +38,8 @@ class RoutePlan:
         Whether one request may carry many prompts.
     rows : bool
         Whether rows are streamed as they finish.
+    either : bool
+        Whether rows that would be streamed may come as a whole reply, where that takes no time to speak of.
     note : str
         Why this route, in words.
     first_tokens : bool
@@ -62,6 +64,7 @@ class RoutePlan:
     template: ChatTemplate | Callable[[str], str] | None = None
     lists: bool = False
     rows: bool = False
+    either: bool = False
     note: str = ""
     first_tokens: bool = True
     omit: frozenset[str] = frozenset()
@@ -97,14 +100,14 @@ class RoutePlan:
 
     def wrap(self, texts: Iterable[str]) -> list[str]:
         """The texts that are sent for prompts."""
-        if self.template is None:
-            return list(texts)
-        return list(map(self.template.wrap if isinstance(self.template, ChatTemplate) else self.template, texts))
+        if isinstance(self.template, ChatTemplate):
+            return self.template.wrap_all(texts)
+        return list(texts if self.template is None else map(self.template, texts))
 
     def read(self, replies: list[Reply]) -> list[Reply]:
         """The answers without the model's thoughts."""
-        if not self.marked and not any(reply.reasoning for reply in replies):
-            return replies
+        if not self.marked and (self.route is Route.COMPLETIONS or not any(reply.reasoning for reply in replies)):
+            return replies  # completions have no thoughts but those that the model marks
         opened = opens(self.template.suffix) if isinstance(self.template, ChatTemplate) else None
         return [without_thoughts(reply, self.marked, opened) for reply in replies]
 
@@ -115,7 +118,9 @@ class RoutePlan:
     def as_chat(self, note: str = "") -> RoutePlan:
         """The same server by one chat a prompt."""
         omit = self.omit - set(TEMPLATE_FIELDS)  # they are in a learned template, and there is none any more
-        return replace(self, route=Route.CHAT, template=None, lists=False, rows=False, note=note, omit=omit)
+        return replace(
+            self, route=Route.CHAT, template=None, lists=False, rows=False, either=False, note=note, omit=omit
+        )
 
     async def ask(
         self,

@@ -299,9 +299,11 @@ class Router:
         proven = can.streams and "streams" not in self._facts
         wanted = {"rows": can.streams, "batch": not can.whole, "auto": can.rows or not can.whole}[spec.delivery]
         rows = wanted and can.streams and can.lists
+        # Only streams count the tokens of each row at no cost.
+        either = rows and can.whole and spec.delivery == "auto" and not spec.details
+        how: dict[str, Any] = {"lists": can.lists, "rows": rows, "either": either, "proven": proven}
         if spec.chat != "auto":
-            by_hand = _by_hand(spec.chat)
-            return RoutePlan(Route.COMPLETIONS, by_hand, can.lists, rows, can.note, omit=can.omit, proven=proven)
+            return RoutePlan(Route.COMPLETIONS, _by_hand(spec.chat), note=can.note, omit=can.omit, **how)
         note, given = can.note, [name for name in FOR_CHATS if name in spec.params]
         if given:
             note = joined(f"for {', '.join(given)}", note)
@@ -310,7 +312,7 @@ class Router:
             note = joined(why, can.note)
             if template is not None:
                 omit = can.omit | set(TEMPLATE_FIELDS)  # they are in the template
-                return RoutePlan(Route.COMPLETIONS, template, True, rows, note, omit=omit, proven=proven)
+                return RoutePlan(Route.COMPLETIONS, template, note=note, omit=omit, **how)
         # Batches of chats ignore tools.
         if spec.n == 1 and can.template and not {"tools", "tool_choice"}.intersection(given):
             batch_chat, _ = await self.look(

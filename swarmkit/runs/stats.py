@@ -95,9 +95,9 @@ class RunStats:
         its ``n``; nothing for rows that are reused, stored or kept. A reply to many prompts that is not streamed is
         counted as a whole; it has counts for each row, in the frame and in stores, only with ``details=True``.
     reused_prompt_tokens, reused_completion_tokens : int
-        What the reused rows would have cost.
+        What the reused rows would have cost, as far as tokens were counted for each row.
     stored_prompt_tokens, stored_completion_tokens : int
-        What the stored rows have cost when they were asked.
+        What the stored rows have cost when they were asked, likewise.
     retries, halvings, steals, reissues : int
         Failed batches sent again; refused batches split in two; batches taken from another endpoint's queue; rows sent
         to a second endpoint because the first one took too long.
@@ -248,13 +248,13 @@ class RunStats:
     def _spent(self, rows: Sequence[int], usage: Usage | None, ticket: int) -> None:
         if self._columns is None:
             return
-        cost = self._columns.cost(rows)
-        self.cut += cost.cut
+        self.cut += self._columns.cut(rows)
         if usage is not None:  # of all that was asked, also of rows that had their answers by then
             self.prompt_tokens += usage.prompt_tokens
             self.completion_tokens += usage.completion_tokens
             self._counted += len(self._open[ticket].rows) * self.samples
         else:
+            cost = self._columns.cost(rows)
             self.prompt_tokens += cost.prompt_tokens
             self.completion_tokens += cost.completion_tokens
             self._counted += cost.counted
@@ -489,11 +489,11 @@ class RunStats:
 
     def _not_asked(self) -> list[tuple[str, str]]:
         """Rows that this run did not ask for: what those with an answer would have cost, and why others have none."""
-        reused = _tokens(self.reused_prompt_tokens, self.reused_completion_tokens)
-        stored = _tokens(self.stored_prompt_tokens, self.stored_completion_tokens)
+        reused = _tokens_if_known(self.reused_prompt_tokens, self.reused_completion_tokens, "not spent")
+        stored = _tokens_if_known(self.stored_prompt_tokens, self.stored_completion_tokens, "spent then")
         lines = [
-            ("reused", self.reused, f"with the prompt of another row; {reused} not spent"),
-            ("stored", self.stored, f"answered before, in the store; {stored} spent then"),
+            ("reused", self.reused, f"with the prompt of another row{reused}"),
+            ("stored", self.stored, f"answered before, in the store{stored}"),
             ("kept", self.kept, "with an answer of their own"),
             ("not asked", self.not_asked, f"left: {self.deadline}"),
         ]
@@ -517,3 +517,7 @@ def _were(count: int, of: int, noun: str) -> str:
 
 def _tokens(prompt: int, completion: int) -> str:
     return f"{prompt:,} in, {completion:,} out"
+
+
+def _tokens_if_known(prompt: int, completion: int, what: str) -> str:
+    return f"; {_tokens(prompt, completion)} {what}" if prompt or completion else ""
