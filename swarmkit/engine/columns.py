@@ -19,12 +19,14 @@ UNKNOWN = -1
 
 
 class Cost(NamedTuple):
-    """What answers have cost: tokens, answers whose tokens are ``counted``, and answers ``cut`` at their limit."""
+    """What answers have cost: tokens, answers whose tokens are ``counted``, answers ``cut`` at their limit, and the
+    tokens of the ``longest`` that is counted."""
 
     prompt_tokens: int
     completion_tokens: int
     counted: int
     cut: int
+    longest: int
 
 
 class Columns:
@@ -144,7 +146,14 @@ class Columns:
         asked = [tokens for row in rows if (tokens := prompts[row * n]) > 0]
         known = [tokens for slot in slots if (tokens := completions[slot]) >= 0]
         cut = 0 if self.one_token else [reasons[slot] for slot in slots].count("length")
-        return Cost(sum(asked), sum(known), len(known), cut)
+        return Cost(sum(asked), sum(known), len(known), cut, max(known, default=0))
+
+    def longest(self, rows: Sequence[int], tokens: int) -> int:
+        """Tokens of the longest answer of rows whose answers have so many together, by the lengths of their texts."""
+        n, text = self.n, self.text
+        chars = [len(text[slot] or "") for row in rows for slot in range(row * n, (row + 1) * n)]
+        whole = sum(chars)
+        return round(tokens * max(chars) / whole) if whole else 0
 
     def is_settled(self, row: int) -> bool:
         """Whether a row has an answer or an error."""

@@ -57,7 +57,7 @@ _LONG_WAIT_S = 10.0  # a server that asks for so much time is said to be waited 
 class _InFlight:
     """A request in flight: ``last_byte_at`` is when its last byte came, or when it was sent; ``lost`` the failure with
     which a health check gave it up; ``over`` whether nothing more is to come; ``tokens`` what it has cost so far, not a
-    number where the server does not say."""
+    number where the server does not say; ``first_at`` when the first token of a stream came."""
 
     batch: Batch
     sent_at: float
@@ -66,6 +66,7 @@ class _InFlight:
     over: bool = False
     delivered: list[int] = field(default_factory=list)
     tokens: float = 0.0
+    first_at: float | None = None
 
     @property
     def cost(self) -> int | None:
@@ -222,7 +223,7 @@ class Executor:
                 case messages.Drop(ticket):
                     self._tasks[ticket].cancel()
                     if ticket in self._in_flight:
-                        self._emit_end(self._in_flight[ticket].batch, None, time.monotonic(), dropped=True)
+                        self._emit_end(self._in_flight[ticket], None, time.monotonic(), dropped=True)
                 case messages.Wake(at):
                     self._wake(at)
                 case messages.Stop(failure):
@@ -325,7 +326,7 @@ class Executor:
         if not (batch.rows or failure):  # the plain prompt was answered
             self._waits = False
             self._emit_change(batch.endpoint, None, now)
-        self._emit_end(batch, failure, now, unfinished)
+        self._emit_end(request, failure, now, unfinished)
         self._do(todo)
         if failure:
             self._compare_answers()
@@ -431,6 +432,8 @@ class Executor:
                     if rows.progress != progress:  # comments and empty chunks only keep a connection open
                         progress = rows.progress
                         request.last_byte_at = time.monotonic()
+                        if request.first_at is None:
+                            request.first_at = request.last_byte_at
                         timer.reschedule(loop.time() + 1.1 * silence)  # the transport's own words come first
                     if replies:
                         missing -= len(replies) // n
@@ -615,13 +618,18 @@ class Executor:
     # ---- the run's events ------------------------------
 
     def _emit_end(
-        self, batch: Batch, failure: Failure | None, at_s: float, unfinished: Sequence[int] = (), dropped: bool = False
+        self,
+        request: _InFlight,
+        failure: Failure | None,
+        at_s: float,
+        unfinished: Sequence[int] = (),
+        dropped: bool = False,
     ) -> None:
-        fleet, index = self._scheduler.fleet, batch.endpoint
+        fleet, index, ticket = self._scheduler.fleet, request.batch.endpoint, request.batch.ticket
         again = [row for row in unfinished if self._scheduler.wants(row)]
         breaker, ready = fleet[index].breaker, fleet.ready
-        ended = events.RequestEnded(batch.ticket, index, failure, breaker, ready, at_s, dropped, unfinished, again)
-        self._emit(ended)
+        first_at, outcome = request.first_at, (failure, breaker, ready, at_s, dropped, unfinished, again)
+        self._emit(events.RequestEnded(ticket, index, *outcome, first_at))
         if failure is not None:
             self._emit_change(index, failure, at_s)
             self._emit_waits(failure, at_s)

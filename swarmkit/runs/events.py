@@ -161,6 +161,8 @@ class RequestEnded:
         After a failure: the rows that it leaves without an answer.
     again : sequence of int
         Those of ``unfinished`` that are still wanted; the others end with an error.
+    first_at_s : float or None
+        When the first token came, on the run's clock; None where the answers came as a whole, or none did.
     """
 
     ticket: int
@@ -172,6 +174,7 @@ class RequestEnded:
     dropped: bool = False
     unfinished: Sequence[int] = ()
     again: Sequence[int] = ()
+    first_at_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from ..engine.breaker import Breaker
 from ..engine.columns import Columns
@@ -32,7 +32,7 @@ from .story import Story
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["BARE", "UNTOLD", "EndpointStats", "RunStats"]
+__all__ = ["BARE", "UNTOLD", "EndpointStats", "RequestRecord", "RunStats"]
 
 _HELD_BACK = "It is held back, and its rows are asked again elsewhere"
 UNTOLD = "no log-probabilities"
@@ -41,6 +41,52 @@ BARE = "no chats: prompts are sent as they are"
 """What the route of an endpoint says that has no chats, where chats are asked for."""
 LOGGED = 100_000
 """Requests that a run's timeline keeps: enough for any picture, and a bound on memory."""
+_SAMPLED = 2_000  # answers whose lengths a run keeps
+_GOLDEN = 0.6180339887498949  # multiples of it, less their whole part, are spread evenly, and have no period
+
+
+class RequestRecord(NamedTuple):
+    """A request that is over.
+
+    Attributes
+    ----------
+    endpoint : str
+        Name of the endpoint.
+    rows : int
+        Rows in the request; 0 for a probe.
+    start_s, end_s : float
+        Seconds from the start of the run.
+    failure : str or None
+        The kind of its failure; "dropped" where its rows were not needed any more; None where all went well.
+    prompt_tokens, completion_tokens : int
+        As the server counted them; 0 where it did not.
+    longest : int
+        Tokens of its longest answer; 0 where that is not known.
+    first_token_s, first_row_s : float or None
+        When the first token came, and the first finished row; seconds from the start of the run. None where the
+        answers came as a whole, or none did.
+    """
+
+    endpoint: str
+    rows: int
+    start_s: float
+    end_s: float
+    failure: str | None
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    longest: int = 0
+    first_token_s: float | None = None
+    first_row_s: float | None = None
+
+
+@dataclass(slots=True)
+class _Spent:
+    """What the answers of a request in flight have cost so far."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    longest: int = 0
+    first_row_at: float | None = None
 
 
 @dataclass(slots=True)
@@ -117,6 +163,10 @@ class RunStats:
         that cannot be read; endpoints added to it that the run cannot use.
     listener_errors : list of str
         Listeners that raised and were removed, a line each.
+    lengths : list of (int, int)
+        Tokens of prompt and answer of a sample of the answers (2,000 at most), spread evenly over the rows; known when
+        the run is over. Where the server counted an answer only together with others, its part is estimated by the
+        length of its text. A prompt that was not counted has -1.
     story : Story
         What happened, in order; ``Run.story`` shows it.
 
@@ -163,9 +213,11 @@ class RunStats:
     roster: Roster = field(default_factory=Roster, compare=False)
     notices: list[str] = field(default_factory=list)
     listener_errors: list[str] = field(default_factory=list)
+    lengths: list[tuple[int, int]] = field(default_factory=list)
     story: Story = field(default_factory=Story, compare=False)
-    _log: list[tuple[str, int, float, float, str | None]] = field(default_factory=list)
+    _log: list[RequestRecord] = field(default_factory=list)
     _open: dict[int, RequestSent] = field(default_factory=dict)
+    _spent_by: dict[int, _Spent] = field(default_factory=dict, compare=False)  # by ticket
     _began: float = 0.0
     _counted: int = 0
     _not_yet_valid: set[int] = field(default_factory=set, compare=False)
@@ -179,7 +231,7 @@ class RunStats:
                 self.answered += len(rows)
                 self.endpoints[endpoint].rows += len(rows)
                 self.newest.extend(rows)
-                self._spent(rows, usage, ticket)
+                self._spent(rows, usage, ticket, at_s)
                 if self._not_yet_valid:
                     self.repaired += len(self._not_yet_valid.intersection(rows))
                     self._not_yet_valid.difference_update(rows)
@@ -232,19 +284,25 @@ class RunStats:
         """Count the answers in these columns from now on, until the run ends."""
         self._columns, self.samples = columns, columns.n
 
-    def _spent(self, rows: Sequence[int], usage: Usage | None, ticket: int) -> None:
+    def _spent(self, rows: Sequence[int], usage: Usage | None, ticket: int, at_s: float) -> None:
         if self._columns is None:
             return
         cost = self._columns.cost(rows)
         self.cut += cost.cut
+        if (spent := self._spent_by.get(ticket)) is None:
+            spent = self._spent_by[ticket] = _Spent(first_row_at=at_s if usage is None and rows else None)
         if usage is not None:  # of all that was asked, also of rows that had their answers by then
-            self.prompt_tokens += usage.prompt_tokens
-            self.completion_tokens += usage.completion_tokens
+            tokens, completions = usage
             self._counted += len(self._open[ticket].rows) * self.samples
+            longest = self._columns.longest(rows, completions)
         else:
-            self.prompt_tokens += cost.prompt_tokens
-            self.completion_tokens += cost.completion_tokens
+            tokens, completions, longest = cost.prompt_tokens, cost.completion_tokens, cost.longest
             self._counted += cost.counted
+        self.prompt_tokens += tokens
+        self.completion_tokens += completions
+        spent.prompt_tokens += tokens
+        spent.completion_tokens += completions
+        spent.longest = max(spent.longest, longest)
 
     def _is_invalid(self, event: RowInvalid) -> None:
         self.invalid += 1
@@ -324,7 +382,7 @@ class RunStats:
         sent = self._open.pop(event.ticket)
         if not (sent.rows or event.failure or event.dropped):  # a probe was answered
             self.waits = ""
-        self._note(sent, event.at_s, "dropped" if event.dropped else kind)
+        self._note(sent, event.at_s, "dropped" if event.dropped else kind, event.first_at_s)
         if event.failure is not None or event.dropped:
             began = self._began
             self.story.ended(event, sent, sent.at_s - began, event.at_s - began, endpoint.name)
@@ -337,17 +395,45 @@ class RunStats:
             self._freed(self.endpoints[sent.endpoint], event.at_s)
             self._note(sent, event.at_s, "dropped")
         self._open.clear()
+        self._spent_by.clear()
+        if self._columns is not None:
+            self.lengths += self._sample(self._columns, _SAMPLED - len(self.lengths))
         self._columns = None
+
+    def _sample(self, columns: Columns, most: int) -> list[tuple[int, int]]:
+        """Tokens of prompt and answer of so many answers at most."""
+        slots = columns.size * columns.n
+        chosen = range(slots) if slots <= most else [int(i * _GOLDEN % 1 * slots) for i in range(most)]
+        known = [(s, text) for s in chosen if (text := columns.text[s]) is not None]
+        share = (self.tokens_an_answer or 0.0) * len(known) / max(1, sum(len(text) for _, text in known))
+
+        def tokens(slot: int, text: str) -> int:
+            if (counted := columns.completion_tokens[slot]) >= 0:
+                return counted
+            cut = columns.finish_reason[slot] == "length" and self.max_tokens
+            return self.max_tokens if cut else round(len(text) * share)
+
+        found = [(columns.prompt_tokens[s // columns.n * columns.n], tokens(s, text)) for s, text in known]
+        return [pair for pair in found if pair[1] > 0]
 
     def _freed(self, endpoint: EndpointStats, at_s: float) -> None:
         endpoint.in_flight -= 1
         if not endpoint.in_flight:
             endpoint.busy_s += at_s - endpoint.busy_since
 
-    def _note(self, sent: RequestSent, at_s: float, failure: str | None) -> None:
+    def _note(self, sent: RequestSent, at_s: float, failure: str | None, first_at_s: float | None = None) -> None:
+        spent = self._spent_by.pop(sent.ticket, None) or _Spent()
         if len(self._log) < LOGGED:
             name, began = self.endpoints[sent.endpoint].name, self._began
-            self._log.append((name, len(sent.rows), sent.at_s - began, at_s - began, failure))
+            first_token_s, first_row_s = (None if at is None else at - began for at in (first_at_s, spent.first_row_at))
+            cost = spent.prompt_tokens, spent.completion_tokens, spent.longest
+            times = sent.at_s - began, at_s - began
+            self._log.append(RequestRecord(name, len(sent.rows), *times, failure, *cost, first_token_s, first_row_s))
+
+    @property
+    def requests_log(self) -> Sequence[RequestRecord]:
+        """The requests that are over, the first 100,000, with what they have cost."""
+        return self._log
 
     @property
     def known(self) -> int:
@@ -401,7 +487,8 @@ class RunStats:
         """
         import pandas as pd
 
-        frame = pd.DataFrame(self._log, columns=["endpoint", "rows", "start_s", "end_s", "failure"])
+        columns = ["endpoint", "rows", "start_s", "end_s", "failure"]
+        frame = pd.DataFrame([record[:5] for record in self._log], columns=columns)
         return frame.astype({"start_s": "float64", "end_s": "float64"})
 
     @property
