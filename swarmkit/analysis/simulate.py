@@ -14,7 +14,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from numbers import Real
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from ..engine.endpoints import Fleet
 from ..engine.messages import Delivered, Drop, Ended, Event, Failed, Message, Send, Settle, Stop, Tick, Wake
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from ..runs.stats import RunStats
+    from .pace import PacedServer
     from .plots import Figure
 
 __all__ = ["EndpointModel", "Server", "Simulation", "VirtualRun", "Workload", "simulate"]
@@ -240,40 +241,61 @@ class EndpointModel:
     tokens_per_s : float
         Tokens per second of *one* row while all slots are busy; not the throughput of the whole server.
     latency_s : float
-        Seconds before a request's rows begin: network and prefill.
+        Seconds until the server begins with a request: network, and its front end.
+    alone_tokens_per_s : float, optional
+        Tokens per second of a row that runs alone; ``tokens_per_s`` by default. The time of a token grows evenly with
+        the rows that run beside it.
+    prefill_tokens_per_s : float, optional
+        Prompt tokens that it reads per second, while no row gets a token; by default prompts take no time.
 
     Raises
     ------
     SettingError
-        A number that must be positive is not.
+        A number that must be positive is not, or a row is slower alone.
 
     Examples
     --------
-    >>> EndpointModel(slots=256, tokens_per_s=40.0)
-    EndpointModel(slots=256, tokens_per_s=40.0, latency_s=0.0)
+    >>> EndpointModel(slots=256, tokens_per_s=40.0, alone_tokens_per_s=120.0).speed(128)
+    60.1...
     """
 
     slots: int = 256
     tokens_per_s: float = 40.0
     latency_s: float = 0.0
+    alone_tokens_per_s: float | None = None
+    prefill_tokens_per_s: float | None = None
 
     def __post_init__(self) -> None:
-        if self.slots < 1 or self.tokens_per_s <= 0 or self.latency_s < 0:
-            raise SettingError(f"{self!r}: needs slots of 1 or more, tokens_per_s above 0, latency_s of 0 or more")
+        good = self.slots >= 1 and self.tokens_per_s > 0 and self.latency_s >= 0
+        if not good or (self.prefill_tokens_per_s is not None and self.prefill_tokens_per_s <= 0):
+            raise SettingError(
+                f"{self!r}: needs slots of 1 or more, tokens_per_s and prefill_tokens_per_s above 0, latency_s of 0 or "
+                "more"
+            )
+        if self.alone_tokens_per_s is not None and self.alone_tokens_per_s < self.tokens_per_s:
+            raise SettingError(f"{self!r}: a row is not slower alone; alone_tokens_per_s must be tokens_per_s or more")
+
+    def speed(self, rows: int) -> float:
+        """Tokens per second of one row while so many run."""
+        from .pace import pace_of
+
+        return 1 / pace_of(self).step(rows)
 
     @classmethod
-    def from_stats(cls, stats: RunStats, slots: int | None = None) -> list[EndpointModel]:
+    def from_stats(cls, stats: RunStats | Sequence[RunStats], slots: int | None = None) -> list[EndpointModel]:
         """One model for each endpoint of a small real run.
 
-        The fastest request of an endpoint gives the time of an answer that does not wait for a slot; Little's law
-        (slots = answers per second times seconds per answer) gives the number of slots. Only what servers answered in
-        the run counts: not rows that were reused, stored or kept. The run must have kept the endpoints busy, with
-        several requests each; otherwise give ``slots``.
+        The requests of the run are played again on models with other numbers, until their first tokens, their first
+        rows and their ends come when they did: how long prompts take, a token, and a token beside other rows. What the
+        run does not show is left out: requests that are all alike do not tell prompts from answers. So let prompts or
+        answers differ in length, and have the endpoints busy, with several requests each, or they are taken to have as
+        many slots as they had rows at once; otherwise give ``slots``. Only what servers answered in the run counts: not
+        rows that were reused, stored or kept.
 
         Parameters
         ----------
-        stats : RunStats
-            Statistics of the run: ``sk.last_run().stats``.
+        stats : RunStats, or sequence of RunStats
+            Statistics of the run, or of several on the same endpoints: ``sk.last_run().stats``.
         slots : int, optional
             Rows an endpoint works on at once, if known.
 
@@ -282,18 +304,9 @@ class EndpointModel:
         SettingError
             No endpoint answered anything, or the servers counted no tokens.
         """
-        log = stats.timeline().query("rows > 0")  # a probe is no answer
-        quickest = (log["end_s"] - log["start_s"])[log["failure"].isna()].groupby(log["endpoint"]).min()
-        used = [e for e in stats.endpoints if e.rows and e.name in quickest.index and quickest[e.name] > 0]
-        tokens = stats.tokens_an_answer
-        if not used or not tokens:
-            raise SettingError(f"no plan from {stats!r}: it needs answered rows whose tokens were counted")
-        found = []
-        for e in used:
-            answer_s = float(quickest[e.name])
-            answers_per_s = e.rows * stats.samples / e.busy_s
-            found.append(cls(slots or max(1, round(answers_per_s * answer_s)), tokens / answer_s))
-        return found
+        from .calibrate import calibrate
+
+        return calibrate([stats] if not isinstance(stats, Sequence) else stats, slots).models
 
 
 @dataclass(frozen=True, slots=True)
@@ -307,6 +320,9 @@ class Workload:
     tokens : float or sequence of float
         Tokens per answer; or a sample of such lengths, from which the rows' lengths are drawn (the
         ``response_completion_tokens`` of a small run with ``details=True``). Missing ones are left out.
+    prompt_tokens : float or sequence of float
+        Tokens per prompt, chat template included; or a sample. One that is as long as that of the answers is drawn
+        together with it.
 
     Raises
     ------
@@ -321,17 +337,48 @@ class Workload:
 
     rows: int
     tokens: float | Sequence[float] = 128.0
+    prompt_tokens: float | Sequence[float] = 0.0
 
     def __post_init__(self) -> None:
         lengths = self.sample()
-        if self.rows < 1 or not lengths or not min(lengths) > 0:
+        if self.rows < 1 or not lengths or not min(answer for _, answer in lengths) > 0:
             raise SettingError(f"Workload(rows={self.rows!r}, tokens=...): needs rows, and lengths above 0 tokens")
 
-    def sample(self) -> list[float]:
-        """The lengths to draw from."""
-        lengths: Sequence[Any] = self.tokens if isinstance(self.tokens, Iterable) else [self.tokens]
-        known = (float(t) for t in lengths if isinstance(t, Real))  # pandas' NA is none
-        return [t for t in known if not math.isnan(t)]
+    @classmethod
+    def from_stats(cls, stats: RunStats, rows: int) -> Workload:
+        """So many rows, with prompts and answers as long as in a small real run.
+
+        Parameters
+        ----------
+        stats : RunStats
+            Statistics of the run: ``sk.last_run().stats``.
+        rows : int
+            Number of rows.
+
+        Raises
+        ------
+        SettingError
+            The run has no answers whose tokens are known.
+        """
+        if not stats.lengths:
+            raise SettingError(
+                f"no workload from {stats!r}: it needs a run that is over, with answered rows whose tokens were counted"
+            )
+        # The samples of a row share its prompt, and each is a row here.
+        prompts = [max(0, prompt) / stats.samples for prompt, _ in stats.lengths]
+        return cls(rows * stats.samples, [answer for _, answer in stats.lengths], prompts)
+
+    def sample(self) -> list[tuple[float, float]]:
+        """Lengths of prompt and answer, to draw from."""
+        prompts, answers = _numbers(self.prompt_tokens), _numbers(self.tokens)
+        if len(prompts) != len(answers):
+            prompts = [sum(p for p in prompts if p == p) / max(1, sum(p == p for p in prompts))] * len(answers)
+        return [(p if p == p else 0.0, a) for p, a in zip(prompts, answers, strict=True) if a == a]
+
+
+def _numbers(given: float | Sequence[float]) -> list[float]:
+    values: Sequence[Any] = given if isinstance(given, Iterable) else [given]
+    return [float(v) if isinstance(v, Real) else math.nan for v in values]  # pandas' NA is none
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -384,10 +431,13 @@ class Simulation:
 
 
 class _Logged(VirtualRun):
-    """A run that logs its requests and deliveries."""
+    """A run on paced servers that logs its requests and deliveries. ``prompts`` has the tokens of prompts, by row."""
 
-    def __init__(self, *arguments: Any) -> None:
+    servers: Sequence[PacedServer]
+
+    def __init__(self, prompts: Sequence[float], *arguments: Any) -> None:
         super().__init__(*arguments)
+        self.prompts = prompts
         self.sent: dict[int, float] = {}
         self.log: list[tuple[str, int, float, float, str | None]] = []
         self.delivered: list[tuple[float, int]] = []
@@ -395,6 +445,39 @@ class _Logged(VirtualRun):
     def send(self, batch: Batch) -> None:
         self.sent[batch.ticket] = self.now
         super().send(batch)
+
+    def serve(self, server: Server) -> None:
+        server = cast("PacedServer", server)
+        server.advance(self.now)
+        begun: dict[tuple[int, float], list[int]] = {}
+        free = server.slots - server.busy
+        while free and server.waiting:
+            ticket, row = server.waiting.popleft()
+            if ticket in self.open:
+                end = server.clock + (self.lengths(row) if self.lengths else 1.0)
+                if self.moment_s:  # in tokens here; rounded, and neither up nor down
+                    end = max(round(end / self.moment_s) * self.moment_s, server.clock)
+                begun.setdefault((ticket, end), []).append(row)
+                free -= 1
+        for (ticket, end), rows in begun.items():
+            server.begin(ticket, rows, end, sum(map(self.prompts.__getitem__, rows)))
+        self.plan(server)
+
+    def plan(self, server: PacedServer) -> None:
+        """Plan when the next rows of a server end."""
+        server.turn += 1
+        if (at := server.next_at()) < math.inf:
+            self.at(max(at, self.now), self.due, server, server.turn)
+
+    def due(self, server: PacedServer, turn: int) -> None:
+        """The next rows of a server end."""
+        if turn == server.turn:
+            server.advance(self.now)
+            self.done(server, *server.pop())
+
+    def close(self, ticket: int) -> Batch:
+        self.servers[self.open[ticket].endpoint].advance(self.now)
+        return super().close(ticket)
 
     def tell(self, event: Event) -> None:
         if isinstance(event, Ended | Failed):
@@ -418,15 +501,16 @@ def simulate(
 ) -> Simulation:
     """Run the real scheduler on a simulated fleet, to predict time, requests and the cost of losing endpoints.
 
-    A server works on ``slots`` rows at once and begins the next as one ends, as vLLM does; every row gets its
-    ``tokens_per_s`` as if all slots were always busy. Answers take no time on the network, and none in the client.
+    A server works on ``slots`` rows at once and begins the next as one ends, as vLLM does. Each of its steps gives
+    every running row a token, and takes the longer the more rows run; in between it reads prompts. Answers take no time
+    in the client.
 
     Parameters
     ----------
     fleet : EndpointModel or sequence of EndpointModel
         The endpoints: ``[EndpointModel()] * 1000``, or ``EndpointModel.from_stats(stats) * 50``.
     workload : Workload
-        Number of rows, and the lengths of their answers.
+        Number of rows, and the lengths of their prompts and answers.
     batch : BatchPolicy, optional
         How rows are packed into requests.
     losing : float, default 0
@@ -453,23 +537,39 @@ def simulate(
         raise SettingError(
             f"simulate({len(models)} endpoints, losing={losing!r}): needs endpoints, and 0 <= losing < 1"
         )
-    policy, sample, rng = batch or BatchPolicy(), workload.sample(), random.Random(seed)
-    usual = sum(sample) / len(sample)
-    lengths = rng.choices([t / usual for t in sample], k=workload.rows) if len(sample) > 1 else None
-    work = sum(lengths) if lengths else float(workload.rows)
-    servers = [Server(usual / m.tokens_per_s, m.slots, m.latency_s) for m in models]
-    ideal = work / sum(s.rows_per_s for s in servers)
-    dying = servers[:: math.ceil(1 / losing)] if losing else []
-    lasting = sum(s.rows_per_s for s in servers) - sum(s.rows_per_s for s in dying)
-    for server in dying:
+    sample, rng = workload.sample(), random.Random(seed)
+    lengths = rng.choices(sample, k=workload.rows) if len(sample) > 1 else sample * workload.rows
+    return play(models, lengths, batch or BatchPolicy(), losing=losing, draw=rng.random)
+
+
+def play(
+    models: Sequence[EndpointModel],
+    lengths: Sequence[tuple[float, float]],
+    policy: BatchPolicy,
+    *,
+    losing: float = 0.0,
+    draw: Callable[[], float],
+) -> Simulation:
+    """Simulate rows with these tokens of prompt and answer; see ``simulate``."""
+    from .pace import PacedServer, pace_of
+
+    rows, prompts, answers = len(lengths), [p for p, _ in lengths], [a for _, a in lengths]
+    usual, usual_prompt = sum(answers) / rows, sum(prompts) / rows
+    servers = [PacedServer(pace=pace_of(m)) for m in models]
+    rates = [1 / s.row_work_s(usual, usual_prompt) for s in servers]
+    ideal = rows / sum(rates)
+    every = math.ceil(1 / losing) if losing else len(servers) + 1
+    lasting = sum(rate for i, rate in enumerate(rates) if not losing or i % every)
+    for server in servers[::every] if losing else ():
         server.dies_at = ideal / 2
-    queues = home_queues(range(workload.rows), len(servers), [1] * workload.rows)
+    # Long prompts go first, in a real run by their characters.
+    queues = home_queues(range(rows), len(servers), [int(4 * p) for p in prompts])
     endpoints = Fleet(
-        len(servers), max_size=policy.max_size, max_in_flight=policy.max_in_flight, retry=RetryPolicy(), draw=rng.random
+        len(servers), max_size=policy.max_size, max_in_flight=policy.max_in_flight, retry=RetryPolicy(), draw=draw
     )
-    scheduler = Scheduler(endpoints, queues, workload.rows, hedge=policy.hedge)
-    moment = min(s.row_s for s in servers) / _MOMENTS if lengths else 0.0
-    run = _Logged(servers, scheduler, lengths.__getitem__ if lengths else None, True, moment)
+    scheduler = Scheduler(endpoints, queues, rows, hedge=policy.hedge)
+    moment = usual / _MOMENTS if min(answers) < max(answers) else 0.0
+    run = _Logged(prompts, servers, scheduler, answers.__getitem__, True, moment)
     run.run()
     for ticket in list(run.open):
         run.note(ticket, "dropped" if run.made.get(ticket, 0) < len(run.open[ticket].rows) else None)
@@ -477,12 +577,12 @@ def simulate(
 
     frame = pd.DataFrame(run.log, columns=["endpoint", "rows", "start_s", "end_s", "failure"])
     return Simulation(
-        rows=workload.rows,
+        rows=rows,
         answered=sum(rows for _, rows in run.delivered),
         requests=len(run.log),
         endpoints=len(models),
         time_s=run.now,
-        ideal_s=ideal if not dying else ideal / 2 + work / 2 / lasting,
+        ideal_s=ideal if not losing else ideal / 2 + rows / 2 / lasting,
         duplicates=scheduler.counts.duplicates,
         retries=scheduler.counts.retries,
         frame=frame,

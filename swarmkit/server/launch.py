@@ -236,10 +236,10 @@ def local(
     **options
         echo: ``latency_s``, ``tokens_per_s``, ``max_num_seqs``, ``prefill_tokens_per_s``, ``slowdown`` and ``speeds``
         (for single addresses: ``{"127.0.0.3": {"tokens_per_s": 5}}``), see `Speed`; ``max_model_len``, ``bos``,
-        ``trim``, ``thinking``, see `EchoEngine`. openvino: ``max_model_len``, ``max_num_seqs``, ``cache_gb``, ``threads``, ``exact``, see
-        `OpenVinoEngine`. Both:
-        ``lists``, ``tokenize``, ``stream_interval``, ``batch_chat``, ``constraints``, ``reasoning_parser``,
-        ``logprobs``, ``models``, see `ServerOptions`; ``faults``, a list of `Fault` or of strings for `Fault.parse`.
+        ``trim``, ``thinking``, see `EchoEngine`. openvino: ``max_model_len``, ``max_num_seqs``, ``cache_gb``,
+        ``threads``, ``exact``, see `OpenVinoEngine`. Both: ``lists``, ``tokenize``, ``stream_interval``,
+        ``batch_chat``, ``constraints``, ``reasoning_parser``, ``logprobs``, ``models``, see `ServerOptions`;
+        ``faults``, a list of `Fault` or of strings for `Fault.parse`.
 
     Returns
     -------
