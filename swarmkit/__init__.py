@@ -19,6 +19,8 @@ if TYPE_CHECKING:  # "as" marks names that type checkers let users import from h
     from .analysis.compare import compare as compare
     from .analysis.compare_models import ModelComparison as ModelComparison
     from .analysis.compare_models import compare_models as compare_models
+    from .analysis.estimate import Estimate as Estimate
+    from .analysis.estimate import estimate as estimate
     from .analysis.simulate import EndpointModel as EndpointModel
     from .analysis.simulate import Simulation as Simulation
     from .analysis.simulate import Workload as Workload
@@ -74,6 +76,7 @@ if TYPE_CHECKING:  # "as" marks names that type checkers let users import from h
 _HOMES = {
     "analysis.compare": ("Comparison", "compare"),
     "analysis.compare_models": ("ModelComparison", "compare_models"),
+    "analysis.estimate": ("Estimate", "estimate"),
     "analysis.simulate": ("EndpointModel", "Simulation", "Workload", "simulate"),
     "client.hostfile": ("AgentEndpoint", "parse_hostfile"),
     "client.job_hosts": ("hosts_from_env",),

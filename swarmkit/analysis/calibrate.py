@@ -2,8 +2,8 @@
 
 The requests are played again, from the times at which they were sent, on servers with a pace (``pace.py``), and the
 numbers of the pace are fitted by least squares (Gauss-Newton), until first tokens, first rows and ends come when they
-did. The number of slots is tried out. Where requests are all alike, several paces fit as well; then the smallest part is
-given to latency, prompts and neighbours that fits, and the largest number of slots is taken.
+did. The number of slots is tried out. Where requests are all alike, several paces fit as well: then the smallest part
+that fits is given to latency, prompts and neighbours, and the largest number of slots is taken.
 """
 
 from __future__ import annotations
