@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict, deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from statistics import median
 
@@ -29,12 +29,13 @@ _ENDPOINTS = 8  # endpoints whose requests are fitted; for the others their spee
 _CHUNK = 2_048  # prompt tokens that vLLM reads in a step, by default: then the first rows get their first tokens
 _WEIGHTS = np.array([0.5, 0.5, 1.0])  # of the first token, the first row and the end of a request
 _OUTLIER = 0.15  # of a request's time: what is off by more counts less
-_PRIOR = 0.02  # how much it counts against a pace that latency, prompts or neighbours are all of the time
+_PRIOR = 0.04  # how much it counts against a pace that latency, prompts or neighbours are all of the time
 _AS_GOOD = 1.1  # errors up to this ratio are equal
 _LEAST_STEP_S = 1e-7
 _GOLDEN = 0.6180339887498949
 
 _Groups = list[tuple[float, int]]
+"""Tokens of answers, and how many have so many."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,48 +99,57 @@ def _requests(stats: RunStats) -> dict[str, list[_Request]]:
     usual = stats.tokens_an_answer
     if not usual:
         return {}
-    shape = _shape([answer for _, answer in stats.lengths] or [usual])
+    lengths = [answer for _, answer in stats.lengths] or [round(usual)]
+    span = min(lengths) / usual, max(lengths) / usual
+    long_first = _go_together(stats.lengths)
     prompts = [prompt for prompt, _ in stats.lengths if prompt > 0]
     prompt = sum(prompts) / len(prompts) if prompts else 0.0
     found: dict[str, list[_Request]] = defaultdict(list)
     for r in sorted(stats.requests_log, key=lambda r: r.start_s):
         if r.rows and r.end_s > r.start_s and (r.failure is None or r.failure == "dropped"):
-            found[r.endpoint].append(_request(r, stats.samples, usual, prompt, shape))
+            found[r.endpoint].append(_request(r, stats.samples, usual, prompt, span, long_first))
     return {name: requests for name, requests in found.items() if any(r.seen[2] == r.seen[2] for r in requests)}
 
 
-def _request(r: RequestRecord, samples: int, usual: float, prompt: float, shape: Sequence[float]) -> _Request:
+def _go_together(lengths: Sequence[tuple[int, int]]) -> bool:
+    """Whether long prompts have long answers. Long prompts are sent first."""
+    prompts, answers = np.array(lengths, float).reshape(-1, 2).T
+    if len(prompts) < _GROUPS or not prompts.std() or not answers.std():
+        return False
+    return bool(np.corrcoef(prompts, answers)[0, 1] > 0.5)
+
+
+def _request(
+    r: RequestRecord, samples: int, usual: float, prompt: float, span: tuple[float, float], long_first: bool
+) -> _Request:
     count = r.rows * samples
     whole = r.failure is None and r.completion_tokens
     mean = r.completion_tokens / count if whole else usual
-    longest = max(mean, r.longest) if r.longest else mean * shape[-1]
+    ends = (r.shortest, r.longest) if whole and r.longest else (mean * span[0], mean * span[1])
     seen = (r.first_token_s, r.first_row_s, r.end_s) if whole else (None, None, None)
     times = [math.nan if at is None else at for at in seen]
     tokens = r.prompt_tokens if whole and r.prompt_tokens else prompt * r.rows
-    return _Request(r.start_s, _profile(count, mean, longest, shape), tokens, (times[0], times[1], times[2]))
+    return _Request(
+        r.start_s if r.posted_s is None else r.posted_s,
+        _profile(count, mean, *ends, long_first),
+        tokens,
+        (times[0], times[1], times[2]),
+    )
 
 
-def _shape(lengths: Iterable[float]) -> list[float]:
-    """Lengths of answers as parts of the mean, a few of them, evenly spread over the sorted ones."""
-    ordered = sorted(lengths)
-    mean = sum(ordered) / len(ordered)
-    return [ordered[int((i + 0.5) / _GROUPS * len(ordered))] / mean for i in range(_GROUPS)]
-
-
-def _profile(count: int, mean: float, longest: float, shape: Sequence[float]) -> _Groups:
-    """So many answers with this mean and this longest one, in some order."""
-    if longest <= 1.02 * mean or count == 1:
+def _profile(count: int, mean: float, shortest: float, longest: float, long_first: bool = False) -> _Groups:
+    """So many answers with this mean, from the shortest to the longest, in some order: of all curves that have these
+    three, a power of the rank."""
+    if count == 1 or longest - shortest < 0.05 * mean or not shortest < mean < longest:
         return [(mean, count)]
-    parts = min(_GROUPS, count - 1)
-    rest = (mean * count - longest) / (count - 1)
-    picked = [shape[int((i + 0.5) / parts * len(shape))] for i in range(parts)]
-    level = rest * parts / sum(picked)
-    groups = [
-        (min(longest, level * part), (count - 1) * (i + 1) // parts - (count - 1) * i // parts)
-        for i, part in enumerate(picked)
-    ]
-    groups.append((longest, 1))
-    return [groups[i] for i in sorted(range(len(groups)), key=lambda i: i * _GOLDEN % 1)]
+    bend = (longest - mean) / (mean - shortest)
+    parts = min(_GROUPS, count)
+    curve = [shortest + (longest - shortest) * (i / (parts - 1)) ** bend for i in range(parts)]
+    sizes = [count * (i + 1) // parts - count * i // parts for i in range(parts)]
+    groups = list(zip(curve, sizes, strict=True))
+    if long_first:
+        return groups[::-1]
+    return [groups[i] for i in sorted(range(parts), key=lambda i: i * _GOLDEN % 1)]
 
 
 # ---- the requests of one endpoint, played again ------------------------------

@@ -77,7 +77,7 @@ class Estimate:
     time_s : float
         Seconds, from the first request to the last answer.
     time_band, completion_band : (float, float)
-        Between these are nine in ten of the simulated runs.
+        Between these are nine in ten of the simulated runs; and one with no more slots than were seen to be used.
     slots : int
         Rows that an endpoint is taken to work on at once.
     full : bool
@@ -202,7 +202,7 @@ def estimate(
         asked.ask(chosen)
         policy = _policy(call.pool.batch, call.spec.mode == "single", call.spec.n)
         left = [row for row in rows if row not in asked.answered] if call.store is not None else rows
-        return _estimate(frame, asked, left, policy, call.pool.size, slots, price)
+        return _estimate(asked, left, policy, call.pool.size, slots, price)
 
 
 def _checked(price: Any) -> tuple[float, float] | None:
@@ -325,7 +325,6 @@ def _few(pool: VLLMPool, count: int) -> VLLMPool:
 
 
 def _estimate(
-    frame: ScatterFrame,
     asked: _Asked,
     rows: Sequence[int],
     policy: BatchPolicy,
@@ -342,17 +341,21 @@ def _estimate(
     answers = [asked.answered[row][1] for row in order]
     prompts = asked.prompt_tokens(rows)
 
-    def world(picked: Sequence[int], most: int) -> tuple[float, float, float]:
+    def world(picked: Sequence[int], most: int, fleet: Sequence[EndpointModel] = fleet) -> tuple[float, float, float]:
         lengths = _lengths([answers[i] for i in picked], prompts, rng)
-        return (*_simulated(fleet, lengths, policy, most, frame.n), sum(answer for _, answer in lengths))
+        return (*_simulated(fleet, lengths, policy, most), sum(answer for _, answer in lengths))
 
+    slow = 0.0, 0.0, 0.0
     if not rows:
-        time_s, requests, tokens = 0.0, 0.0, 0.0
+        time_s, requests, tokens = slow
         worlds = np.zeros((1, 3))
     else:
         time_s, requests, tokens = world(range(len(answers)), _SIMULATED)
         draws = [sorted(rng.integers(0, len(answers), len(answers)).tolist()) for _ in range(_WORLDS)]
         worlds = np.array([world(picked, _SIMULATED_FOR_BAND) for picked in draws])
+        if not full:  # they may have no more slots than were seen
+            few = [found.models[i % len(models)] for i in range(endpoints)]
+            slow = world(range(len(answers)), _SIMULATED_FOR_BAND, few)
     off = _MODEL_ERROR + found.error / math.sqrt(max(1, found.requests))
     times = worlds[:, 0] * np.exp(off * rng.standard_normal(len(worlds)))
     prompt_tokens = float(prompts.sum())
@@ -370,7 +373,7 @@ def _estimate(
         prompt_tokens=round(prompt_tokens),
         completion_tokens=round(tokens),
         time_s=time_s,
-        time_band=_band(times, time_s),
+        time_band=_band(times, time_s, *([slow[0]] if slow[0] else [])),
         completion_band=completion_band,
         slots=max(model.slots for model in models),
         full=full,
@@ -386,9 +389,10 @@ def _with_slots(model: EndpointModel, slots: int) -> EndpointModel:
     return replace(model, slots=slots, tokens_per_s=min(alone, 1 / pace.step(slots)), alone_tokens_per_s=alone)
 
 
-def _band(values: npt.NDArray[np.float64], middle: float) -> Band:
+def _band(values: npt.NDArray[np.float64], *others: float) -> Band:
+    """Between these are nine in ten of the values, and the others."""
     low, high = (float(v) for v in np.quantile(values, _BAND))
-    return min(low, middle), max(high, middle)
+    return min(low, *others), max(high, *others)
 
 
 def _lengths(
@@ -403,7 +407,7 @@ def _lengths(
 
 
 def _simulated(
-    fleet: Sequence[EndpointModel], lengths: Sequence[tuple[float, float]], policy: BatchPolicy, most: int, n: int
+    fleet: Sequence[EndpointModel], lengths: Sequence[tuple[float, float]], policy: BatchPolicy, most: int
 ) -> tuple[float, float]:
     """Seconds and requests. A large run is simulated on a part of its fleet, and where that is not enough, its
     beginning: the rest goes on as the second half of that."""

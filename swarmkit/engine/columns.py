@@ -20,12 +20,13 @@ UNKNOWN = -1
 
 class Cost(NamedTuple):
     """What answers have cost: tokens, answers whose tokens are ``counted``, answers ``cut`` at their limit, and the
-    tokens of the ``longest`` that is counted."""
+    tokens of the ``shortest`` and the ``longest`` that are counted."""
 
     prompt_tokens: int
     completion_tokens: int
     counted: int
     cut: int
+    shortest: int
     longest: int
 
 
@@ -146,14 +147,15 @@ class Columns:
         asked = [tokens for row in rows if (tokens := prompts[row * n]) > 0]
         known = [tokens for slot in slots if (tokens := completions[slot]) >= 0]
         cut = 0 if self.one_token else [reasons[slot] for slot in slots].count("length")
-        return Cost(sum(asked), sum(known), len(known), cut, max(known, default=0))
+        return Cost(sum(asked), sum(known), len(known), cut, min(known, default=0), max(known, default=0))
 
-    def longest(self, rows: Sequence[int], tokens: int) -> int:
-        """Tokens of the longest answer of rows whose answers have so many together, by the lengths of their texts."""
+    def extremes(self, rows: Sequence[int], tokens: int) -> tuple[int, int]:
+        """Tokens of the shortest and of the longest answer of rows whose answers have so many together, by the lengths
+        of their texts."""
         n, text = self.n, self.text
         chars = [len(text[slot] or "") for row in rows for slot in range(row * n, (row + 1) * n)]
         whole = sum(chars)
-        return round(tokens * max(chars) / whole) if whole else 0
+        return (round(tokens * min(chars) / whole), round(tokens * max(chars) / whole)) if whole else (0, 0)
 
     def is_settled(self, row: int) -> bool:
         """Whether a row has an answer or an error."""

@@ -60,11 +60,11 @@ class RequestRecord(NamedTuple):
         The kind of its failure; "dropped" where its rows were not needed any more; None where all went well.
     prompt_tokens, completion_tokens : int
         As the server counted them; 0 where it did not.
-    longest : int
-        Tokens of its longest answer; 0 where that is not known.
-    first_token_s, first_row_s : float or None
-        When the first token came, and the first finished row; seconds from the start of the run. None where the
-        answers came as a whole, or none did.
+    shortest, longest : int
+        Tokens of its shortest and its longest answer; 0 where that is not known.
+    posted_s, first_token_s, first_row_s : float or None
+        When it was posted, after what is checked before; when the first token came, and the first row was whole;
+        seconds from the start of the run. None where the answers came as a whole, or none did.
     """
 
     endpoint: str
@@ -74,7 +74,9 @@ class RequestRecord(NamedTuple):
     failure: str | None
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    shortest: int = 0
     longest: int = 0
+    posted_s: float | None = None
     first_token_s: float | None = None
     first_row_s: float | None = None
 
@@ -85,8 +87,8 @@ class _Spent:
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    shortest: int = 0
     longest: int = 0
-    first_row_at: float | None = None
 
 
 @dataclass(slots=True)
@@ -231,7 +233,7 @@ class RunStats:
                 self.answered += len(rows)
                 self.endpoints[endpoint].rows += len(rows)
                 self.newest.extend(rows)
-                self._spent(rows, usage, ticket, at_s)
+                self._spent(rows, usage, ticket)
                 if self._not_yet_valid:
                     self.repaired += len(self._not_yet_valid.intersection(rows))
                     self._not_yet_valid.difference_update(rows)
@@ -284,25 +286,27 @@ class RunStats:
         """Count the answers in these columns from now on, until the run ends."""
         self._columns, self.samples = columns, columns.n
 
-    def _spent(self, rows: Sequence[int], usage: Usage | None, ticket: int, at_s: float) -> None:
+    def _spent(self, rows: Sequence[int], usage: Usage | None, ticket: int) -> None:
         if self._columns is None:
             return
         cost = self._columns.cost(rows)
         self.cut += cost.cut
         if (spent := self._spent_by.get(ticket)) is None:
-            spent = self._spent_by[ticket] = _Spent(first_row_at=at_s if usage is None and rows else None)
+            spent = self._spent_by[ticket] = _Spent()
         if usage is not None:  # of all that was asked, also of rows that had their answers by then
             tokens, completions = usage
             self._counted += len(self._open[ticket].rows) * self.samples
-            longest = self._columns.longest(rows, completions)
+            shortest, longest = self._columns.extremes(rows, completions)
         else:
-            tokens, completions, longest = cost.prompt_tokens, cost.completion_tokens, cost.longest
+            tokens, completions, shortest, longest = *cost[:2], cost.shortest, cost.longest
             self._counted += cost.counted
         self.prompt_tokens += tokens
         self.completion_tokens += completions
         spent.prompt_tokens += tokens
         spent.completion_tokens += completions
-        spent.longest = max(spent.longest, longest)
+        if longest:
+            spent.shortest = min(spent.shortest or shortest, shortest)
+            spent.longest = max(spent.longest, longest)
 
     def _is_invalid(self, event: RowInvalid) -> None:
         self.invalid += 1
@@ -382,7 +386,8 @@ class RunStats:
         sent = self._open.pop(event.ticket)
         if not (sent.rows or event.failure or event.dropped):  # a probe was answered
             self.waits = ""
-        self._note(sent, event.at_s, "dropped" if event.dropped else kind, event.first_at_s)
+        moments = event.posted_at_s, event.first_token_at_s, event.first_row_at_s
+        self._note(sent, event.at_s, "dropped" if event.dropped else kind, moments)
         if event.failure is not None or event.dropped:
             began = self._began
             self.story.ended(event, sent, sent.at_s - began, event.at_s - began, endpoint.name)
@@ -421,14 +426,14 @@ class RunStats:
         if not endpoint.in_flight:
             endpoint.busy_s += at_s - endpoint.busy_since
 
-    def _note(self, sent: RequestSent, at_s: float, failure: str | None, first_at_s: float | None = None) -> None:
+    def _note(self, sent: RequestSent, at_s: float, failure: str | None, moments: Sequence[float | None] = ()) -> None:
         spent = self._spent_by.pop(sent.ticket, None) or _Spent()
         if len(self._log) < LOGGED:
             name, began = self.endpoints[sent.endpoint].name, self._began
-            first_token_s, first_row_s = (None if at is None else at - began for at in (first_at_s, spent.first_row_at))
-            cost = spent.prompt_tokens, spent.completion_tokens, spent.longest
+            cost = spent.prompt_tokens, spent.completion_tokens, spent.shortest, spent.longest
             times = sent.at_s - began, at_s - began
-            self._log.append(RequestRecord(name, len(sent.rows), *times, failure, *cost, first_token_s, first_row_s))
+            since = (None if at is None else at - began for at in moments)
+            self._log.append(RequestRecord(name, len(sent.rows), *times, failure, *cost, *since))
 
     @property
     def requests_log(self) -> Sequence[RequestRecord]:

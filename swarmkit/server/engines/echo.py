@@ -149,7 +149,8 @@ class Speed:
     max_num_seqs : int
         Sequences that run at once; others wait for a slot. Ignored if the address is instant.
     prefill_tokens_per_s : float
-        Prompt tokens that it reads per second, during which no sequence advances; 0 means no limit.
+        Prompt tokens that it reads per second, during which no sequence advances; a first token takes as long as the
+        others then. 0 means that prompts and first tokens take no time.
     slowdown : float
         By how much each sequence that runs beside a sequence lengthens the latter's time: with 0.01 the tokens of 101
         sequences take twice the time of one's.
@@ -160,6 +161,12 @@ class Speed:
     max_num_seqs: int = 256
     prefill_tokens_per_s: float = 0.0
     slowdown: float = 0.0
+
+    @property
+    def first_s(self) -> float:
+        """Seconds from a sequence's start to its first token, but for reading prompts."""
+        is_a_step = self.prefill_tokens_per_s and self.tokens_per_s
+        return self.latency_s + (1 / self.tokens_per_s if is_a_step else 0.0)
 
     @property
     def instant(self) -> bool:
@@ -431,7 +438,7 @@ class EchoEngine:
             target = total
         else:
             target = min(total, sequence.sent + interval if sequence.sent else 1)
-        wait = speed.latency_s + ((target - 1) / speed.tokens_per_s if speed.tokens_per_s else 0.0)
+        wait = speed.first_s + ((target - 1) / speed.tokens_per_s if speed.tokens_per_s else 0.0)
         heapq.heappush(slots.due, (sequence.start + wait, next(self._tie), sequence))
 
     def _set_timer(self) -> None:
@@ -473,7 +480,7 @@ class EchoEngine:
         total = len(sequence.answer.ends)
         if not speed.tokens_per_s:
             return total
-        return min(total, 1 + int((now - sequence.start - speed.latency_s) * speed.tokens_per_s))
+        return min(total, 1 + int((now - sequence.start - speed.first_s) * speed.tokens_per_s))
 
 
 def _part(answer: Increment, start: int, end: int, last: bool) -> Increment:
