@@ -55,9 +55,8 @@ def test_a_small_run_foretells_others(pilot, rows, lengths, endpoints, size):
 def test_whole_replies_foretell_too():
     pilot = measured(texts(400, 5, 30, seed=3), 2, 50, delivery="batch")
     real = measured(texts(700, 5, 30, seed=4), 2, 50, delivery="batch")
-    plan = sk.simulate(
-        sk.EndpointModel.from_stats(pilot), sk.Workload.from_stats(pilot, 700), batch=sk.BatchPolicy(max_size=50)
-    )
+    fleet, work, batch = sk.EndpointModel.from_stats(pilot), sk.Workload.from_stats(pilot, 700), sk.BatchPolicy(50)
+    plan = sk.simulate(fleet, work, batch=batch, delivery="batch")
     assert plan.time_s == pytest.approx(real.time_s, rel=0.15)
 
 

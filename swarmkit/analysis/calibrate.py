@@ -29,7 +29,8 @@ _ENDPOINTS = 8  # endpoints whose requests are fitted; for the others their spee
 _CHUNK = 2_048  # prompt tokens that vLLM reads in a step, by default: then the first rows get their first tokens
 _WEIGHTS = np.array([0.5, 0.5, 1.0])  # of the first token, the first row and the end of a request
 _OUTLIER = 0.15  # of a request's time: what is off by more counts less
-_PRIOR = 0.04  # how much it counts against a pace that latency, prompts or neighbours are all of the time
+# How much it counts against a pace that neighbours, prompts, or the latency are all of the time. Latency is little.
+_PRIOR = np.array([0.0, 0.04, 0.04, 0.2])
 _AS_GOOD = 1.1  # errors up to this ratio are equal
 _LEAST_STEP_S = 1e-7
 _GOLDEN = 0.6180339887498949
@@ -328,7 +329,7 @@ def _gauss_newton(plays: Sequence[_Play], scales: Sequence[float], pace: Pace, u
     best, cost = values, math.inf
     for _ in range(8):
         weights = base / np.sqrt(np.maximum(1.0, np.abs(off[known]) / _OUTLIER))
-        prior = _PRIOR * math.sqrt(base @ base) * values[1:] / np.where(units[1:] > 0, units[1:], 1.0)
+        prior = _PRIOR * math.sqrt(base @ base) * values / np.where(units > 0, units, 1.0)
         now = float(np.sum((weights * off[known]) ** 2) + prior @ prior)
         if now < cost:
             best, improved, cost = values, cost - now, now
@@ -351,9 +352,9 @@ def _gauss_newton(plays: Sequence[_Play], scales: Sequence[float], pace: Pace, u
 def _solve(slopes: np.ndarray, aims: np.ndarray, units: np.ndarray, usable: list[int], base: np.ndarray) -> np.ndarray:
     """Least squares with the prior, none of the values below 0: what would be below is left out, one by one."""
     free = list(usable)
-    strength = _PRIOR * math.sqrt(base @ base)
+    strengths = _PRIOR * math.sqrt(base @ base)
     while True:
-        rows = [np.array([strength if j == k else 0.0 for k in free]) for j in free if j]
+        rows = [np.array([strengths[j] if j == k else 0.0 for k in free]) for j in free if j]
         part = np.vstack([slopes[:, free] * units[free], *rows]) if rows else slopes[:, free] * units[free]
         found = np.linalg.lstsq(part, np.concatenate([aims, np.zeros(len(rows))]), rcond=None)[0]
         if found.min() >= 0 or len(free) == 1:

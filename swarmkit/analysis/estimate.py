@@ -336,6 +336,7 @@ def _estimate(
     full = found.full or slots is not None
     models = found.models if full else [_with_slots(model, max(model.slots, _SLOTS)) for model in found.models]
     fleet = [models[i % len(models)] for i in range(endpoints)]
+    by_rows = any(r.first_row_s is not None for stats in asked.stats for r in stats.requests_log)
     rng = np.random.default_rng(0)
     order = sorted(asked.answered, key=asked._chars)
     answers = [asked.answered[row][1] for row in order]
@@ -343,7 +344,7 @@ def _estimate(
 
     def world(picked: Sequence[int], most: int, fleet: Sequence[EndpointModel] = fleet) -> tuple[float, float, float]:
         lengths = _lengths([answers[i] for i in picked], prompts, rng)
-        return (*_simulated(fleet, lengths, policy, most), sum(answer for _, answer in lengths))
+        return (*_simulated(fleet, lengths, policy, by_rows, most), sum(answer for _, answer in lengths))
 
     slow = 0.0, 0.0, 0.0
     if not rows:
@@ -407,7 +408,11 @@ def _lengths(
 
 
 def _simulated(
-    fleet: Sequence[EndpointModel], lengths: Sequence[tuple[float, float]], policy: BatchPolicy, most: int
+    fleet: Sequence[EndpointModel],
+    lengths: Sequence[tuple[float, float]],
+    policy: BatchPolicy,
+    by_rows: bool,
+    most: int,
 ) -> tuple[float, float]:
     """Seconds and requests. A large run is simulated on a part of its fleet, and where that is not enough, its
     beginning: the rest goes on as the second half of that."""
@@ -421,7 +426,7 @@ def _simulated(
         # Whole rows, in the order of the frame as far as is known: at random.
         starts = [int(i * size / rows) for i in range(rows)]
         rng.shuffle(starts)
-        plan = play(some, [lengths[i] for i in starts], policy, draw=rng.random)
+        plan = play(some, [lengths[i] for i in starts], policy, by_rows=by_rows, draw=rng.random)
         return plan.time_s, plan.requests
 
     if part <= most:

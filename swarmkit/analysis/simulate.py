@@ -14,7 +14,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from numbers import Real
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from ..engine.endpoints import Fleet
 from ..engine.messages import Delivered, Drop, Ended, Event, Failed, Message, Send, Settle, Stop, Tick, Wake
@@ -497,6 +497,7 @@ def simulate(
     *,
     batch: BatchPolicy | None = None,
     losing: float = 0.0,
+    delivery: Literal["rows", "batch"] = "rows",
     seed: int = 0,
 ) -> Simulation:
     """Run the real scheduler on a simulated fleet, to predict time, requests and the cost of losing endpoints.
@@ -515,6 +516,8 @@ def simulate(
         How rows are packed into requests.
     losing : float, default 0
         Share of the endpoints that crash for good, spread evenly over the fleet, half-way through the ideal time.
+    delivery : {"rows", "batch"}, default "rows"
+        Whether the answers of a request arrive as they finish, or together.
     seed : int, default 0
         Seed of the draw of the rows' lengths: the same seed gives the same plan.
 
@@ -525,7 +528,7 @@ def simulate(
     Raises
     ------
     SettingError
-        There is no endpoint, or ``losing`` is not from 0 up to below 1.
+        There is no endpoint, ``losing`` is not from 0 up to below 1, or ``delivery`` is neither of these.
 
     Examples
     --------
@@ -537,9 +540,11 @@ def simulate(
         raise SettingError(
             f"simulate({len(models)} endpoints, losing={losing!r}): needs endpoints, and 0 <= losing < 1"
         )
+    if delivery not in ("rows", "batch"):
+        raise SettingError(f"delivery={delivery!r}: must be 'rows' or 'batch'")
     sample, rng = workload.sample(), random.Random(seed)
     lengths = rng.choices(sample, k=workload.rows) if len(sample) > 1 else sample * workload.rows
-    return play(models, lengths, batch or BatchPolicy(), losing=losing, draw=rng.random)
+    return play(models, lengths, batch or BatchPolicy(), losing=losing, by_rows=delivery == "rows", draw=rng.random)
 
 
 def play(
@@ -548,6 +553,7 @@ def play(
     policy: BatchPolicy,
     *,
     losing: float = 0.0,
+    by_rows: bool = True,
     draw: Callable[[], float],
 ) -> Simulation:
     """Simulate rows with these tokens of prompt and answer; see ``simulate``."""
@@ -569,7 +575,7 @@ def play(
     )
     scheduler = Scheduler(endpoints, queues, rows, hedge=policy.hedge)
     moment = usual / _MOMENTS if min(answers) < max(answers) else 0.0
-    run = _Logged(prompts, servers, scheduler, answers.__getitem__, True, moment)
+    run = _Logged(prompts, servers, scheduler, answers.__getitem__, by_rows, moment)
     run.run()
     for ticket in list(run.open):
         run.note(ticket, "dropped" if run.made.get(ticket, 0) < len(run.open[ticket].rows) else None)

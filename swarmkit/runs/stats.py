@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..engine.breaker import Breaker
-from ..engine.columns import Columns
+from ..engine.columns import UNKNOWN, Columns
 from ..records import Usage
 from ..text import plural, table_html
 from .events import (
@@ -168,7 +168,7 @@ class RunStats:
     lengths : list of (int, int)
         Tokens of prompt and answer of a sample of the answers (2,000 at most), spread evenly over the rows; known when
         the run is over. Where the server counted an answer only together with others, its part is estimated by the
-        length of its text. A prompt that was not counted has -1.
+        length of its text, and its prompt is a mean one. A prompt that was not counted at all has -1.
     story : Story
         What happened, in order; ``Run.story`` shows it.
 
@@ -418,7 +418,10 @@ class RunStats:
             cut = columns.finish_reason[slot] == "length" and self.max_tokens
             return self.max_tokens if cut else round(len(text) * share)
 
-        found = [(columns.prompt_tokens[s // columns.n * columns.n], tokens(s, text)) for s, text in known]
+        prompt = round(self.prompt_tokens * self.samples / self._counted) if self._counted else UNKNOWN
+        prompts = columns.prompt_tokens
+        asked = (prompts[s // columns.n * columns.n] for s, _ in known)
+        found = [(p if p > 0 else prompt, tokens(*each)) for p, each in zip(asked, known, strict=True)]
         return [pair for pair in found if pair[1] > 0]
 
     def _freed(self, endpoint: EndpointStats, at_s: float) -> None:
