@@ -46,8 +46,8 @@ _ROWS_AN_ENDPOINT = 32  # of the sample: fewer at once show little of how an end
 _FIRST = 8  # a part of the sample, one in so many, is asked by itself: the second point of the speed
 _SLOTS = EndpointModel().slots  # where no endpoint was seen to be full
 _WORLDS = 20  # simulations for the band
-_SIMULATED = 20_000  # rows of the estimate's simulation, at most
-_SIMULATED_FOR_BAND = 3_000
+_SIMULATED = 10_000  # rows of the estimate's simulation, at most
+_SIMULATED_FOR_BAND = 1_500
 _LEAST_ENDPOINTS = 4  # simulated ones
 _NEAR = 2.0  # sampled rows to either side, from which the length of an answer is drawn
 _MODEL_ERROR = 0.03  # of the time, whatever the sample
@@ -343,8 +343,8 @@ def _estimate(
     prompts = asked.prompt_tokens(rows)
 
     def world(picked: Sequence[int], most: int, fleet: Sequence[EndpointModel] = fleet) -> tuple[float, float, float]:
-        lengths = _lengths([answers[i] for i in picked], prompts, rng)
-        return (*_simulated(fleet, lengths, policy, by_rows, most), sum(answer for _, answer in lengths))
+        drawn = _Rows([answers[i] for i in picked], prompts, rng)
+        return (*_simulated(fleet, drawn, policy, by_rows, most), drawn.tokens)
 
     slow = 0.0, 0.0, 0.0
     if not rows:
@@ -396,37 +396,48 @@ def _band(values: npt.NDArray[np.float64], *others: float) -> Band:
     return min(low, *others), max(high, *others)
 
 
-def _lengths(
-    answers: Sequence[Sequence[float]], prompts: npt.NDArray[np.float64], rng: np.random.Generator
-) -> list[tuple[float, float]]:
-    """Tokens of prompt and answer, an answer each: rows are sorted by their prompts, and so are those sampled."""
-    places = (np.arange(len(prompts)) + 0.5) / len(prompts) * len(answers) + rng.uniform(-_NEAR, _NEAR, len(prompts))
-    drawn = np.clip(places.astype(int), 0, len(answers) - 1).tolist()
-    pairs = zip(drawn, prompts.tolist(), strict=True)
-    # The samples of a row share its prompt.
-    return [(prompt / len(answers[i]), answer) for i, prompt in pairs for answer in answers[i]]
+class _Rows:
+    """The rows of a run, sorted by their prompts, with answers drawn from those of a sample, which is sorted so, too.
+
+    Attributes
+    ----------
+    tokens : float
+        Of all answers together.
+    """
+
+    def __init__(
+        self, answers: Sequence[Sequence[float]], prompts: npt.NDArray[np.float64], rng: np.random.Generator
+    ) -> None:
+        size = len(prompts)
+        places = (np.arange(size) + 0.5) / size * len(answers) + rng.uniform(-_NEAR, _NEAR, size)
+        self._drawn = np.clip(places.astype(np.int64), 0, len(answers) - 1)
+        self._answers, self._prompts = answers, prompts
+        self.tokens = float(np.array([sum(each) for each in answers])[self._drawn].sum())
+
+    def __len__(self) -> int:
+        return len(self._prompts)
+
+    def some(self, count: int) -> list[tuple[float, float]]:
+        """Tokens of prompt and answer, an answer each, of so many rows: evenly chosen, in an order of chance."""
+        places = ((np.arange(count) + 0.5) * (len(self) / count)).astype(np.int64)
+        np.random.default_rng(0).shuffle(places)
+        pairs = zip(self._drawn[places].tolist(), self._prompts[places].tolist(), strict=True)
+        # The samples of a row share its prompt.
+        return [(prompt / len(self._answers[i]), answer) for i, prompt in pairs for answer in self._answers[i]]
 
 
 def _simulated(
-    fleet: Sequence[EndpointModel],
-    lengths: Sequence[tuple[float, float]],
-    policy: BatchPolicy,
-    by_rows: bool,
-    most: int,
+    fleet: Sequence[EndpointModel], rows: _Rows, policy: BatchPolicy, by_rows: bool, most: int
 ) -> tuple[float, float]:
     """Seconds and requests. A large run is simulated on a part of its fleet, and where that is not enough, its
     beginning: the rest goes on as the second half of that."""
-    size, count = len(lengths), len(fleet)
+    size, count = len(rows), len(fleet)
     kept = max(min(count, _LEAST_ENDPOINTS), min(count, count * most // size))
     part = size * kept / count
     some = [fleet[i * count // kept] for i in range(kept)]
-    rng = random.Random(0)
 
-    def run(rows: int) -> tuple[float, float]:
-        # Whole rows, in the order of the frame as far as is known: at random.
-        starts = [int(i * size / rows) for i in range(rows)]
-        rng.shuffle(starts)
-        plan = play(some, [lengths[i] for i in starts], policy, by_rows=by_rows, draw=rng.random)
+    def run(number: int) -> tuple[float, float]:
+        plan = play(some, rows.some(number), policy, by_rows=by_rows, draw=random.Random(0).random)
         return plan.time_s, plan.requests
 
     if part <= most:
