@@ -132,7 +132,7 @@ def _request(
     tokens = r.prompt_tokens if whole and r.prompt_tokens else prompt * r.rows
     return _Request(
         r.start_s if r.posted_s is None else r.posted_s,
-        _profile(count, mean, *ends, long_first),
+        _profile(count, mean, ends[0], ends[1], long_first),
         tokens,
         (times[0], times[1], times[2]),
     )

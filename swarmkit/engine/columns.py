@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from sys import intern
 from typing import Any, NamedTuple
 
-from ..records import Reply, Response
+from ..records import Reply, Response, Usage
 
 __all__ = ["UNKNOWN", "Columns", "Cost"]
 
@@ -19,15 +19,12 @@ UNKNOWN = -1
 
 
 class Cost(NamedTuple):
-    """What answers have cost: tokens, answers whose tokens are ``counted``, answers ``cut`` at their limit, and the
-    tokens of the ``shortest`` and the ``longest`` that are counted."""
+    """What answers have cost: tokens, answers whose tokens are ``counted``, and answers ``cut`` at their limit."""
 
     prompt_tokens: int
     completion_tokens: int
     counted: int
     cut: int
-    shortest: int
-    longest: int
 
 
 class Columns:
@@ -147,15 +144,20 @@ class Columns:
         asked = [tokens for row in rows if (tokens := prompts[row * n]) > 0]
         known = [tokens for slot in slots if (tokens := completions[slot]) >= 0]
         cut = 0 if self.one_token else [reasons[slot] for slot in slots].count("length")
-        return Cost(sum(asked), sum(known), len(known), cut, min(known, default=0), max(known, default=0))
+        return Cost(sum(asked), sum(known), len(known), cut)
 
-    def extremes(self, rows: Sequence[int], tokens: int) -> tuple[int, int]:
-        """Tokens of the shortest and of the longest answer of rows whose answers have so many together, by the lengths
-        of their texts."""
-        n, text = self.n, self.text
-        chars = [len(text[slot] or "") for row in rows for slot in range(row * n, (row + 1) * n)]
-        whole = sum(chars)
-        return (round(tokens * min(chars) / whole), round(tokens * max(chars) / whole)) if whole else (0, 0)
+    def tokens(self, rows: Sequence[int], usage: Usage | None = None) -> tuple[int, int, int, int]:
+        """Tokens of the prompts of a request and of its answers, and of the shortest and the longest of these: where
+        its server counts them together only (``usage``), these two by the lengths of the texts. 0 if unknown."""
+        n = self.n
+        slots = rows if n == 1 else [slot for row in rows for slot in range(row * n, (row + 1) * n)]
+        if usage is None:
+            known = [tokens for tokens in map(self.completion_tokens.__getitem__, slots) if tokens >= 0]
+            asked = [tokens for tokens in [self.prompt_tokens[row * n] for row in rows] if tokens > 0]
+            return sum(asked), sum(known), min(known, default=0), max(known, default=0)
+        chars = [len(text) if (text := self.text[slot]) else 0 for slot in slots]
+        each = usage.completion_tokens / (sum(chars) or 1)
+        return *usage, round(min(chars) * each), round(max(chars) * each)
 
     def is_settled(self, row: int) -> bool:
         """Whether a row has an answer or an error."""

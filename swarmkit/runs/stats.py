@@ -41,7 +41,8 @@ BARE = "no chats: prompts are sent as they are"
 """What the route of an endpoint says that has no chats, where chats are asked for."""
 LOGGED = 100_000
 """Requests that a run's timeline keeps: enough for any picture, and a bound on memory."""
-_SAMPLED = 2_000  # answers whose lengths a run keeps
+_SAMPLED = 1_000  # answers whose lengths a run keeps
+_COSTED = 2_000  # requests of which it is logged what they have cost: more than calibration looks at
 _GOLDEN = 0.6180339887498949  # multiples of it, less their whole part, are spread evenly, and have no period
 
 
@@ -59,7 +60,7 @@ class RequestRecord(NamedTuple):
     failure : str or None
         The kind of its failure; "dropped" where its rows were not needed any more; None where all went well.
     prompt_tokens, completion_tokens : int
-        As the server counted them; 0 where it did not.
+        As the server counted them; 0 where it did not, and from the 2,000th request on.
     shortest, longest : int
         Tokens of its shortest and its longest answer; 0 where that is not known.
     posted_s, first_token_s, first_row_s : float or None
@@ -79,16 +80,6 @@ class RequestRecord(NamedTuple):
     posted_s: float | None = None
     first_token_s: float | None = None
     first_row_s: float | None = None
-
-
-@dataclass(slots=True)
-class _Spent:
-    """What the answers of a request in flight have cost so far."""
-
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    shortest: int = 0
-    longest: int = 0
 
 
 @dataclass(slots=True)
@@ -166,7 +157,7 @@ class RunStats:
     listener_errors : list of str
         Listeners that raised and were removed, a line each.
     lengths : list of (int, int)
-        Tokens of prompt and answer of a sample of the answers (2,000 at most), spread evenly over the rows; known when
+        Tokens of prompt and answer of a sample of the answers (1,000 at most), spread evenly over the rows; known when
         the run is over. Where the server counted an answer only together with others, its part is estimated by the
         length of its text, and its prompt is a mean one. A prompt that was not counted at all has -1.
     story : Story
@@ -219,7 +210,7 @@ class RunStats:
     story: Story = field(default_factory=Story, compare=False)
     _log: list[RequestRecord] = field(default_factory=list)
     _open: dict[int, RequestSent] = field(default_factory=dict)
-    _spent_by: dict[int, _Spent] = field(default_factory=dict, compare=False)  # by ticket
+    _usage: dict[int, Usage] = field(default_factory=dict, compare=False)  # by ticket
     _began: float = 0.0
     _counted: int = 0
     _not_yet_valid: set[int] = field(default_factory=set, compare=False)
@@ -291,22 +282,15 @@ class RunStats:
             return
         cost = self._columns.cost(rows)
         self.cut += cost.cut
-        if (spent := self._spent_by.get(ticket)) is None:
-            spent = self._spent_by[ticket] = _Spent()
         if usage is not None:  # of all that was asked, also of rows that had their answers by then
-            tokens, completions = usage
+            self.prompt_tokens += usage.prompt_tokens
+            self.completion_tokens += usage.completion_tokens
             self._counted += len(self._open[ticket].rows) * self.samples
-            shortest, longest = self._columns.extremes(rows, completions)
+            self._usage[ticket] = usage
         else:
-            tokens, completions, shortest, longest = *cost[:2], cost.shortest, cost.longest
+            self.prompt_tokens += cost.prompt_tokens
+            self.completion_tokens += cost.completion_tokens
             self._counted += cost.counted
-        self.prompt_tokens += tokens
-        self.completion_tokens += completions
-        spent.prompt_tokens += tokens
-        spent.completion_tokens += completions
-        if longest:
-            spent.shortest = min(spent.shortest or shortest, shortest)
-            spent.longest = max(spent.longest, longest)
 
     def _is_invalid(self, event: RowInvalid) -> None:
         self.invalid += 1
@@ -400,7 +384,7 @@ class RunStats:
             self._freed(self.endpoints[sent.endpoint], event.at_s)
             self._note(sent, event.at_s, "dropped")
         self._open.clear()
-        self._spent_by.clear()
+        self._usage.clear()
         if self._columns is not None:
             self.lengths += self._sample(self._columns, _SAMPLED - len(self.lengths))
         self._columns = None
@@ -430,10 +414,12 @@ class RunStats:
             endpoint.busy_s += at_s - endpoint.busy_since
 
     def _note(self, sent: RequestSent, at_s: float, failure: str | None, moments: Sequence[float | None] = ()) -> None:
-        spent = self._spent_by.pop(sent.ticket, None) or _Spent()
+        usage = self._usage.pop(sent.ticket, None)
         if len(self._log) < LOGGED:
             name, began = self.endpoints[sent.endpoint].name, self._began
-            cost = spent.prompt_tokens, spent.completion_tokens, spent.shortest, spent.longest
+            cost = (0, 0, 0, 0)
+            if self._columns is not None and sent.rows and failure is None and len(self._log) < _COSTED:
+                cost = self._columns.tokens(sent.rows, usage)
             times = sent.at_s - began, at_s - began
             since = (None if at is None else at - began for at in moments)
             self._log.append(RequestRecord(name, len(sent.rows), *times, failure, *cost, *since))
