@@ -255,8 +255,8 @@ class EndpointModel:
 
     Examples
     --------
-    >>> EndpointModel(slots=256, tokens_per_s=40.0, alone_tokens_per_s=120.0).speed(128)
-    60.1...
+    >>> round(EndpointModel(slots=256, tokens_per_s=40.0, alone_tokens_per_s=120.0).speed(128), 1)
+    60.1
     """
 
     slots: int = 256
