@@ -1,7 +1,7 @@
 """Run every benchmark, each in a process of its own, in under 15 minutes; the figures as JSON into a folder.
 
 Two need more, and are left out without it: ``vllm`` a real vLLM, and ``incidents``, which takes half an hour, the
-clients that it compares.
+clients that it compares. ``prediction`` measures a real vLLM, too, where there is one.
 
 python -m benchmarks [--quick] [--into FOLDER] [cost growth ...]
 """

@@ -19,9 +19,11 @@ if TYPE_CHECKING:  # "as" marks names that type checkers let users import from h
     from .analysis.compare import compare as compare
     from .analysis.compare_models import ModelComparison as ModelComparison
     from .analysis.compare_models import compare_models as compare_models
-    from .analysis.simulate import EndpointModel as EndpointModel
+    from .analysis.estimate import Estimate as Estimate
+    from .analysis.estimate import estimate as estimate
+    from .analysis.models import EndpointModel as EndpointModel
+    from .analysis.models import Workload as Workload
     from .analysis.simulate import Simulation as Simulation
-    from .analysis.simulate import Workload as Workload
     from .analysis.simulate import simulate as simulate
     from .client.hostfile import AgentEndpoint as AgentEndpoint
     from .client.hostfile import parse_hostfile as parse_hostfile
@@ -74,7 +76,9 @@ if TYPE_CHECKING:  # "as" marks names that type checkers let users import from h
 _HOMES = {
     "analysis.compare": ("Comparison", "compare"),
     "analysis.compare_models": ("ModelComparison", "compare_models"),
-    "analysis.simulate": ("EndpointModel", "Simulation", "Workload", "simulate"),
+    "analysis.estimate": ("Estimate", "estimate"),
+    "analysis.models": ("EndpointModel", "Workload"),
+    "analysis.simulate": ("Simulation", "simulate"),
     "client.hostfile": ("AgentEndpoint", "parse_hostfile"),
     "client.job_hosts": ("hosts_from_env",),
     "engine.policy": ("BatchPolicy", "RetryPolicy"),

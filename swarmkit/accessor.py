@@ -18,6 +18,7 @@ from .text import plural
 
 if TYPE_CHECKING:
     from .analysis import compare as comparison
+    from .analysis import estimate as estimation
     from .frames import classify as classification
     from .frames import verbs
     from .frames.prompts import PromptLike
@@ -49,7 +50,7 @@ class _Module:
 
 if not TYPE_CHECKING:
     verbs, comparison = _Module(".frames.verbs"), _Module(".analysis.compare")
-    classification = _Module(".frames.classify")
+    classification, estimation = _Module(".frames.classify"), _Module(".analysis.estimate")
 
 
 class _Verb(Generic[M]):
@@ -103,6 +104,7 @@ class FrameSwarm:
     classify = _of_frame(lambda: classification.classify)
     preview = _of_frame(lambda: verbs.preview)
     compare = _of_frame(lambda: comparison.compare)
+    estimate = _of_frame(lambda: estimation.estimate)
 
     def __init__(self, df: pd.DataFrame) -> None:
         self._df = df
@@ -124,6 +126,7 @@ class SeriesSwarm:
     classify = _of_frame(lambda: classification.classify)
     preview = _of_values(lambda: verbs.preview)
     compare = _of_values(lambda: comparison.compare)
+    estimate = _of_values(lambda: estimation.estimate)
 
     def __init__(self, series: pd.Series) -> None:
         self._series = series

@@ -24,7 +24,7 @@ from swarmkit.pool.settings import PoolSettings, VLLMSettings
 
 ROOT = Path(__file__).parent.parent
 FUNCTIONS = ["ascatter", "atree_reduce", "broadcast", "compare", "iter_scatter", "preview", "scatter", "submit"]
-FUNCTIONS.append("tree_reduce")
+FUNCTIONS += ["estimate", "tree_reduce"]
 METHODS = [name for name in FUNCTIONS if name != "broadcast"]
 VERBS = {
     **{f"sk.{name}": getattr(sk, name) for name in FUNCTIONS},

@@ -12,6 +12,7 @@ import pandas as pd
 import swarmkit as sk
 from swarmkit.accessor import FrameSwarm, SeriesSwarm
 from swarmkit.analysis.compare import Comparison
+from swarmkit.analysis.estimate import Estimate
 
 
 def functions(df: pd.DataFrame) -> None:
@@ -31,6 +32,7 @@ def functions(df: pd.DataFrame) -> None:
 def frames(swarm: FrameSwarm) -> None:
     assert_type(swarm.scatter("{gene}", n=2, details=True, temperature=0.5), pd.DataFrame)
     assert_type(swarm.submit(prompt="{gene}", mode="single"), sk.Run)
+    assert_type(swarm.estimate("{gene}", sample=16, price=(0.1, 0.2), store="runs/a"), Estimate)
     assert_type(swarm.compare("{gene}", modes=["batch"], delivery="rows"), Comparison)
     assert_type(swarm.preview("{gene}", 2, system="Be brief."), pd.DataFrame)
     swarm.tree_reduce("response", "Merge: {responses}", by="organism")

@@ -11,10 +11,9 @@ import itertools
 import math
 import random
 from collections import Counter, OrderedDict, deque
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
-from numbers import Real
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 from ..engine.endpoints import Fleet
 from ..engine.messages import Delivered, Drop, Ended, Event, Failed, Message, Send, Settle, Stop, Tick, Wake
@@ -25,14 +24,15 @@ from ..engine.scheduler import Scheduler
 from ..errors import SettingError
 from ..records import Batch, Failure, FailureKind
 from ..text import plural
+from .models import EndpointModel, Workload
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from ..runs.stats import RunStats
+    from .pace import PacedServer
     from .plots import Figure
 
-__all__ = ["EndpointModel", "Server", "Simulation", "VirtualRun", "Workload", "simulate"]
+__all__ = ["Server", "Simulation", "VirtualRun", "simulate"]
 
 BLOCK = 16
 """Tokens that a prefix cache keeps together, as vLLM does."""
@@ -99,7 +99,11 @@ def blocks_of(text: str, chars_per_token: int = _CHARS) -> PromptBlocks:
     size = BLOCK * chars_per_token
     pieces = (text[i : i + size] for i in range(0, len(text) - size + 1, size))
     blocks = itertools.accumulate(pieces, lambda before, piece: hash((before, piece)), initial=0)
-    return PromptBlocks(max(1, len(text) // chars_per_token), tuple(itertools.islice(blocks, 1, None)))
+    return PromptBlocks(_tokens_of(text, chars_per_token), tuple(itertools.islice(blocks, 1, None)))
+
+
+def _tokens_of(text: str, chars_per_token: int = _CHARS) -> int:
+    return max(1, len(text) // chars_per_token)
 
 
 @dataclass
@@ -318,131 +322,6 @@ class VirtualRun:
 # ---- planning ------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class EndpointModel:
-    """An endpoint, as a plan sees it.
-
-    Parameters
-    ----------
-    slots : int
-        Rows it works on at once (vLLM's ``--max-num-seqs``).
-    tokens_per_s : float
-        Tokens per second of *one* row while all slots are busy; not the throughput of the whole server.
-    latency_s : float
-        Seconds before a request's rows begin: network, and prefill where ``prefill_tokens_per_s`` is not given.
-    prefill_tokens_per_s : float
-        Tokens of prompts that the whole server computes a second, where the workload has ``prompts``. By default they
-        take no time.
-    cache_tokens : int
-        Tokens of prompts that it keeps computed, so that prompts which begin alike share them; 0 for none.
-
-    Raises
-    ------
-    SettingError
-        A number that must be positive is not.
-
-    Examples
-    --------
-    >>> EndpointModel(slots=256, tokens_per_s=40.0).latency_s
-    0.0
-    """
-
-    slots: int = 256
-    tokens_per_s: float = 40.0
-    latency_s: float = 0.0
-    prefill_tokens_per_s: float = math.inf
-    cache_tokens: int = 0
-
-    def __post_init__(self) -> None:
-        speeds = min(self.tokens_per_s, self.prefill_tokens_per_s)
-        if self.slots < 1 or not speeds > 0 or self.latency_s < 0 or self.cache_tokens < 0:
-            raise SettingError(
-                f"{self!r}: needs slots of 1 or more, tokens a second above 0, latency_s and cache_tokens of 0 or more"
-            )
-
-    def server(self, tokens: float) -> Server:
-        """The endpoint, with answers of so many tokens."""
-        token_s, blocks = 1 / self.prefill_tokens_per_s, self.cache_tokens // BLOCK
-        return Server(tokens / self.tokens_per_s, self.slots, self.latency_s, token_s=token_s, cache=blocks)
-
-    @classmethod
-    def from_stats(cls, stats: RunStats, slots: int | None = None) -> list[EndpointModel]:
-        """One model for each endpoint of a small real run.
-
-        The fastest request of an endpoint gives the time of an answer that does not wait for a slot; Little's law
-        (slots = answers per second times seconds per answer) gives the number of slots. Only what servers answered in
-        the run counts: not rows that were reused, stored or kept. The run must have kept the endpoints busy, with
-        several requests each; otherwise give ``slots``.
-
-        Parameters
-        ----------
-        stats : RunStats
-            Statistics of the run: ``sk.last_run().stats``.
-        slots : int, optional
-            Rows an endpoint works on at once, if known.
-
-        Raises
-        ------
-        SettingError
-            No endpoint answered anything, or the servers counted no tokens.
-        """
-        log = stats.timeline().query("rows > 0")  # a probe is no answer
-        quickest = (log["end_s"] - log["start_s"])[log["failure"].isna()].groupby(log["endpoint"]).min()
-        used = [e for e in stats.endpoints if e.rows and e.name in quickest.index and quickest[e.name] > 0]
-        tokens = stats.tokens_an_answer
-        if not used or not tokens:
-            raise SettingError(f"no plan from {stats!r}: it needs answered rows whose tokens were counted")
-        found = []
-        for e in used:
-            answer_s = float(quickest[e.name])
-            answers_per_s = e.rows * stats.samples / e.busy_s
-            found.append(cls(slots or max(1, round(answers_per_s * answer_s)), tokens / answer_s))
-        return found
-
-
-@dataclass(frozen=True, slots=True)
-class Workload:
-    """The rows of a plan.
-
-    Parameters
-    ----------
-    rows : int
-        Number of rows.
-    tokens : float or sequence of float
-        Tokens per answer; or a sample of such lengths, from which the rows' lengths are drawn (the
-        ``response_completion_tokens`` of a small run with ``details=True``). Missing ones are left out.
-    prompts : sequence of str, optional
-        The rows' prompts, by which ``BatchPolicy(order=)`` decides, and which servers compute or find in their caches.
-
-    Raises
-    ------
-    SettingError
-        No rows, no tokens, or another number of prompts.
-
-    Examples
-    --------
-    >>> Workload(1000, tokens=128.0).rows
-    1000
-    """
-
-    rows: int
-    tokens: float | Sequence[float] = 128.0
-    prompts: Sequence[str] | None = field(default=None, repr=False)
-
-    def __post_init__(self) -> None:
-        lengths = self.sample()
-        if self.rows < 1 or not lengths or not min(lengths) > 0:
-            raise SettingError(f"Workload(rows={self.rows!r}, tokens=...): needs rows, and lengths above 0 tokens")
-        if self.prompts is not None and len(self.prompts) != self.rows:
-            raise SettingError(f"Workload(rows={self.rows!r}, prompts={len(self.prompts)} texts): needs one a row")
-
-    def sample(self) -> list[float]:
-        """The lengths to draw from."""
-        lengths: Sequence[Any] = self.tokens if isinstance(self.tokens, Iterable) else [self.tokens]
-        known = (float(t) for t in lengths if isinstance(t, Real))  # pandas' NA is none
-        return [t for t in known if not math.isnan(t)]
-
-
 @dataclass(frozen=True, slots=True, repr=False)
 class Simulation:
     """The result of a simulation.
@@ -454,13 +333,12 @@ class Simulation:
     time_s : float
         Seconds from the first request to the last answer.
     ideal_s : float
-        Total work over total speed, with lost endpoints counted until they crash: no schedule is faster. Prompts count
-        with what all servers compute if each block of a prefix is computed once.
+        Total work over total speed, with lost endpoints counted until they crash: no schedule is faster. Where servers
+        have caches, each block of a prefix is read once.
     duplicates, retries : int
         Rows sent again because of stragglers; requests whose rows were retried.
     prompt_tokens, cached_tokens : int
-        Tokens of the prompts that servers were sent, and those of them that they found in their caches; 0 without
-        ``prompts``.
+        Tokens of the prompts that servers began with, and those of them that they found in their caches.
     frame : DataFrame
         A row per request: ``endpoint, rows, start_s, end_s, failure``, as ``RunStats.timeline`` has it.
     """
@@ -499,10 +377,14 @@ class Simulation:
 
 
 class _Logged(VirtualRun):
-    """A run that logs its requests and deliveries."""
+    """A run on paced servers that logs its requests and deliveries. ``tokens`` has those of prompts by row; where there
+    are ``prompts``, servers look these up in their caches."""
 
-    def __init__(self, *arguments: Any) -> None:
+    servers: Sequence[PacedServer]
+
+    def __init__(self, tokens: Sequence[float], *arguments: Any) -> None:
         super().__init__(*arguments)
+        self.tokens = tokens
         self.sent: dict[int, float] = {}
         self.log: list[tuple[str, int, float, float, str | None]] = []
         self.delivered: list[tuple[float, int]] = []
@@ -510,6 +392,43 @@ class _Logged(VirtualRun):
     def send(self, batch: Batch) -> None:
         self.sent[batch.ticket] = self.now
         super().send(batch)
+
+    def serve(self, server: Server) -> None:
+        server = cast("PacedServer", server)
+        server.advance(self.now)
+        begun: dict[tuple[int, float], list[int]] = {}
+        read: dict[tuple[int, float], float] = {}  # tokens of their prompts
+        free = server.slots - server.busy
+        while free and server.waiting:
+            ticket, row = server.waiting.popleft()
+            if ticket in self.open:
+                end = server.clock + (self.lengths(row) if self.lengths else 1.0)
+                if self.moment_s:  # in tokens here; rounded, and neither up nor down
+                    end = max(round(end / self.moment_s) * self.moment_s, server.clock)
+                key = ticket, end
+                begun.setdefault(key, []).append(row)
+                tokens = server.prefixes.computed(self.prompts(row)) if self.prompts else self.tokens[row]
+                read[key] = read.get(key, 0.0) + tokens
+                free -= 1
+        for key, rows in begun.items():
+            server.begin(key[0], rows, key[1], read[key])
+        self.plan(server)
+
+    def plan(self, server: PacedServer) -> None:
+        """Plan when the next rows of a server end."""
+        server.turn += 1
+        if (at := server.next_at()) < math.inf:
+            self.at(max(at, self.now), self.due, server, server.turn)
+
+    def due(self, server: PacedServer, turn: int) -> None:
+        """The next rows of a server end."""
+        if turn == server.turn:
+            server.advance(self.now)
+            self.done(server, *server.pop())
+
+    def close(self, ticket: int) -> Batch:
+        self.servers[self.open[ticket].endpoint].advance(self.now)
+        return super().close(ticket)
 
     def tell(self, event: Event) -> None:
         if isinstance(event, Ended | Failed):
@@ -523,14 +442,11 @@ class _Logged(VirtualRun):
         self.log.append((f"endpoint {batch.endpoint}", len(batch.rows), self.sent.pop(ticket), self.now, failure))
 
 
-def _prefill_s(servers: Sequence[Server], prompts: Sequence[str] | None) -> float:
-    """Seconds in which all servers compute each block of these prompts once."""
-    speed = sum(1 / s.token_s if s.token_s else math.inf for s in servers)
-    if prompts is None or speed == math.inf:
-        return 0.0
+def _once(prompts: Sequence[str]) -> int:
+    """Tokens that are read if each block of these prompts is read once."""
     blocks = [blocks_of(prompt) for prompt in prompts]
     once = len({block for prompt in blocks for block in prompt.blocks}) * BLOCK
-    return (once + sum(b.tokens % BLOCK for b in blocks)) / speed
+    return once + sum(b.tokens % BLOCK for b in blocks)
 
 
 def simulate(
@@ -539,23 +455,27 @@ def simulate(
     *,
     batch: BatchPolicy | None = None,
     losing: float = 0.0,
+    delivery: Literal["rows", "batch"] = "rows",
     seed: int = 0,
 ) -> Simulation:
     """Run the real scheduler on a simulated fleet, to predict time, requests and the cost of losing endpoints.
 
-    A server works on ``slots`` rows at once and begins the next as one ends, as vLLM does; every row gets its
-    ``tokens_per_s`` as if all slots were always busy. Answers take no time on the network, and none in the client.
+    A server works on ``slots`` rows at once and begins the next as one ends, as vLLM does. Each of its steps gives
+    every running row a token, and takes the longer the more rows run; in between it reads what it does not find of
+    prompts in its cache. Answers take no time in the client.
 
     Parameters
     ----------
     fleet : EndpointModel or sequence of EndpointModel
         The endpoints: ``[EndpointModel()] * 1000``, or ``EndpointModel.from_stats(stats) * 50``.
     workload : Workload
-        Number of rows, and the lengths of their answers.
+        Number of rows, and the lengths of their prompts and answers.
     batch : BatchPolicy, optional
         How rows are packed into requests.
     losing : float, default 0
         Share of the endpoints that crash for good, spread evenly over the fleet, half-way through the ideal time.
+    delivery : {"rows", "batch"}, default "rows"
+        Whether the answers of a request arrive as they finish, or together.
     seed : int, default 0
         Seed of the draw of the rows' lengths: the same seed gives the same plan.
 
@@ -566,7 +486,7 @@ def simulate(
     Raises
     ------
     SettingError
-        There is no endpoint, or ``losing`` is not from 0 up to below 1.
+        There is no endpoint, ``losing`` is not from 0 up to below 1, or ``delivery`` is neither of these.
 
     Examples
     --------
@@ -578,34 +498,57 @@ def simulate(
         raise SettingError(
             f"simulate({len(models)} endpoints, losing={losing!r}): needs endpoints, and 0 <= losing < 1"
         )
-    policy, sample, rng = batch or BatchPolicy(), workload.sample(), random.Random(seed)
-    usual = sum(sample) / len(sample)
-    lengths = rng.choices([t / usual for t in sample], k=workload.rows) if len(sample) > 1 else None
-    work = sum(lengths) if lengths else float(workload.rows)
-    servers = [m.server(usual) for m in models]
-    ideal = max(work / sum(s.rows_per_s for s in servers), _prefill_s(servers, workload.prompts))
-    dying = servers[:: math.ceil(1 / losing)] if losing else []
-    lasting = sum(s.rows_per_s for s in servers) - sum(s.rows_per_s for s in dying)
-    for server in dying:
+    if delivery not in ("rows", "batch"):
+        raise SettingError(f"delivery={delivery!r}: must be 'rows' or 'batch'")
+    sample, rng = workload.sample(), random.Random(seed)
+    lengths = rng.choices(sample, k=workload.rows) if len(sample) > 1 else sample * workload.rows
+    texts, by_rows = workload.prompts, delivery == "rows"
+    if texts is not None:
+        lengths = [(_tokens_of(text), answer) for text, (_, answer) in zip(texts, lengths, strict=True)]
+    policy = batch or BatchPolicy()
+    return play(models, lengths, policy, texts=texts, losing=losing, by_rows=by_rows, draw=rng.random)
+
+
+def play(
+    models: Sequence[EndpointModel],
+    lengths: Sequence[tuple[float, float]],
+    policy: BatchPolicy,
+    *,
+    texts: Sequence[str] | None = None,
+    losing: float = 0.0,
+    by_rows: bool = True,
+    draw: Callable[[], float],
+) -> Simulation:
+    """Simulate rows with these tokens of prompt and answer, and perhaps these prompts; see ``simulate``."""
+    from .pace import server_of
+
+    rows, prompts, answers = len(lengths), [p for p, _ in lengths], [a for _, a in lengths]
+    usual, usual_prompt = sum(answers) / rows, sum(prompts) / rows
+    servers = [server_of(m) for m in models]
+    least = _once(texts) / rows if texts is not None and any(s.cache for s in servers) else usual_prompt
+    rates = [1 / s.row_work_s(usual, least if s.cache else usual_prompt) for s in servers]
+    ideal = rows / sum(rates)
+    every = math.ceil(1 / losing) if losing else len(servers) + 1
+    lasting = sum(rate for i, rate in enumerate(rates) if not losing or i % every)
+    for server in servers[::every] if losing else ():
         server.dies_at = ideal / 2
-    rows, prompts = range(workload.rows), workload.prompts
-    answer, order = int(_CHARS * usual), policy.order
-    runs = prefix_order(prompts, rows, len(servers), answer=answer, order=order) if prompts is not None else None
-    chars = [1] * workload.rows if prompts is None else list(map(len, prompts))
-    queues = runs.queues if runs else home_queues(rows, len(servers), chars)
+    runs = None
+    if texts is not None:
+        runs = prefix_order(texts, range(rows), len(servers), answer=int(_CHARS * usual), order=policy.order)
+    # Long prompts go first, in a real run by their characters.
+    queues = runs.queues if runs else home_queues(range(rows), len(servers), [int(_CHARS * p) for p in prompts])
     endpoints = Fleet(
         len(servers),
         max_size=policy.first_size,
         largest=policy.largest,
         max_in_flight=policy.max_in_flight,
         retry=RetryPolicy(),
-        draw=rng.random,
+        draw=draw,
     )
-    parts = runs.parts if runs else None
-    scheduler = Scheduler(endpoints, queues, workload.rows, hedge=policy.hedge, parts=parts)
-    moment = min(s.row_s for s in servers) / _MOMENTS if lengths else 0.0
-    blocks = None if prompts is None else lambda row: blocks_of(prompts[row])
-    run = _Logged(servers, scheduler, lengths.__getitem__ if lengths else None, True, moment, blocks)
+    scheduler = Scheduler(endpoints, queues, rows, hedge=policy.hedge, parts=runs.parts if runs else None)
+    moment = usual / _MOMENTS if min(answers) < max(answers) else 0.0
+    blocks = None if texts is None else lambda row: blocks_of(texts[row])
+    run = _Logged(prompts, servers, scheduler, answers.__getitem__, by_rows, moment, blocks)
     run.run()
     for ticket in list(run.open):
         run.note(ticket, "dropped" if run.made.get(ticket, 0) < len(run.open[ticket].rows) else None)
@@ -613,15 +556,15 @@ def simulate(
 
     frame = pd.DataFrame(run.log, columns=["endpoint", "rows", "start_s", "end_s", "failure"])
     return Simulation(
-        rows=workload.rows,
+        rows=rows,
         answered=sum(rows for _, rows in run.delivered),
         requests=len(run.log),
         endpoints=len(models),
         time_s=run.now,
-        ideal_s=ideal if not dying else ideal / 2 + work / 2 / lasting,
+        ideal_s=ideal if not losing else ideal / 2 + rows / 2 / lasting,
         duplicates=scheduler.counts.duplicates,
         retries=scheduler.counts.retries,
-        prompt_tokens=sum(s.prefixes.queries for s in servers),
+        prompt_tokens=round(sum(s.read + s.prefixes.hits for s in servers)),
         cached_tokens=sum(s.prefixes.hits for s in servers),
         frame=frame,
         _delivered=run.delivered,

@@ -16,6 +16,7 @@ from ..records import Reply, Response
 __all__ = ["UNKNOWN", "Columns", "Cost"]
 
 UNKNOWN = -1
+_LOOKED_AT = 128  # rows of a request whose answers are compared in length
 
 
 class Cost(NamedTuple):
@@ -157,6 +158,18 @@ class Columns:
     def _slots(self, rows: Sequence[int]) -> Sequence[int]:
         n = self.n
         return rows if n == 1 else [slot for row in rows for slot in range(row * n, (row + 1) * n)]
+
+    def extremes(self, rows: Sequence[int], mean: float) -> tuple[int, int]:
+        """Tokens of the shortest and the longest answer of some rows, whose answers have so many on average: by the
+        lengths of their texts, where they were only counted together. Looks at 128 of the rows at most."""
+        some = rows[:: -(-len(rows) // _LOOKED_AT)]
+        slots = self._slots(some)
+        known = [tokens for slot in slots if (tokens := self.completion_tokens[slot]) >= 0]
+        if known:
+            return min(known), max(known)
+        chars = [len(text) if (text := self.text[slot]) else 0 for slot in slots]
+        each = mean * len(chars) / (sum(chars) or 1)
+        return round(min(chars) * each), round(max(chars) * each)
 
     def is_settled(self, row: int) -> bool:
         """Whether a row has an answer or an error."""

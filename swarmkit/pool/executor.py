@@ -61,7 +61,8 @@ _LONG_WAIT_S = 10.0  # a server that asks for so much time is said to be waited 
 class _InFlight:
     """A request in flight: ``last_byte_at`` is when its last byte came, or when it was sent; ``lost`` the failure with
     which a health check gave it up; ``over`` whether nothing more is to come; ``tokens`` what it has cost so far, not a
-    number where the server does not say."""
+    number where the server does not say; ``posted_at`` when it was posted; ``first_token_at`` and ``first_row_at`` when
+    these came by a stream."""
 
     batch: Batch
     sent_at: float
@@ -70,6 +71,9 @@ class _InFlight:
     over: bool = False
     delivered: list[int] = field(default_factory=list)
     tokens: float = 0.0
+    posted_at: float | None = None
+    first_token_at: float | None = None
+    first_row_at: float | None = None
 
     @property
     def cost(self) -> int | None:
@@ -227,9 +231,9 @@ class Executor:
                 case messages.Drop(ticket):
                     self._tasks[ticket].cancel()
                     if ticket in self._in_flight:
-                        batch = self._in_flight[ticket].batch
-                        left = [*filter(self._scheduler.wants, batch.rows)]  # some, where the run ends before
-                        self._emit_end(batch, None, time.monotonic(), left, dropped=True)
+                        request = self._in_flight[ticket]
+                        left = [*filter(self._scheduler.wants, request.batch.rows)]  # some, where the run ends before
+                        self._emit_end(request, None, time.monotonic(), left, dropped=True)
                 case messages.Wake(at):
                     self._wake(at)
                 case messages.Stop(failure):
@@ -332,7 +336,7 @@ class Executor:
         if not (batch.rows or failure):  # the plain prompt was answered
             self._waits = False
             self._emit_change(batch.endpoint, None, now)
-        self._emit_end(batch, failure, now, unfinished)
+        self._emit_end(request, failure, now, unfinished)
         self._do(todo)
         if failure:
             self._compare_answers()
@@ -373,6 +377,7 @@ class Executor:
         if not plan.lists and len(batch.rows) > 1:  # batches were made for the plan that it had
             name = self._endpoints[batch.endpoint].name
             return Failure(FailureKind.TOO_LARGE, "it takes one prompt a request by now", name)
+        request.posted_at = time.monotonic()
         while True:
             omitted = plan.left_out(self._spec)
             try:
@@ -451,8 +456,12 @@ class Executor:
                     if rows.progress != progress:  # comments and empty chunks only keep a connection open
                         progress = rows.progress
                         request.last_byte_at = time.monotonic()
+                        if request.first_token_at is None:
+                            request.first_token_at = request.last_byte_at
                         timer.reschedule(loop.time() + 1.1 * silence)  # the transport's own words come first
                     if replies:
+                        if request.first_row_at is None:
+                            request.first_row_at = request.last_byte_at
                         missing -= len(replies) // n
                         held += replies
                         if self._look_at(batch, replies) and proven:
@@ -639,13 +648,19 @@ class Executor:
     # ---- the run's events ------------------------------
 
     def _emit_end(
-        self, batch: Batch, failure: Failure | None, at_s: float, unfinished: Sequence[int] = (), dropped: bool = False
+        self,
+        request: _InFlight,
+        failure: Failure | None,
+        at_s: float,
+        unfinished: Sequence[int] = (),
+        dropped: bool = False,
     ) -> None:
-        fleet, index = self._scheduler.fleet, batch.endpoint
+        fleet, index, ticket = self._scheduler.fleet, request.batch.endpoint, request.batch.ticket
         again = [row for row in unfinished if self._scheduler.wants(row)]
         breaker, ready = fleet[index].breaker, fleet.ready
-        ended = events.RequestEnded(batch.ticket, index, failure, breaker, ready, at_s, dropped, unfinished, again)
-        self._emit(ended)
+        outcome = failure, breaker, ready, at_s, dropped, unfinished, again
+        moments = request.posted_at, request.first_token_at, request.first_row_at
+        self._emit(events.RequestEnded(ticket, index, *outcome, *moments))
         if failure is not None:
             self._emit_change(index, failure, at_s)
             self._emit_waits(failure, at_s)

@@ -161,6 +161,9 @@ class RequestEnded:
         The rows that it leaves without an answer.
     again : sequence of int
         Those of ``unfinished`` that are still wanted; the others end with an error.
+    posted_at_s, first_token_at_s, first_row_at_s : float or None
+        When it was posted, after what is checked before; when the first token came, and the first row was whole. On the
+        run's clock; None where the answers came as a whole, or none did.
     """
 
     ticket: int
@@ -172,6 +175,9 @@ class RequestEnded:
     dropped: bool = False
     unfinished: Sequence[int] = ()
     again: Sequence[int] = ()
+    posted_at_s: float | None = None
+    first_token_at_s: float | None = None
+    first_row_at_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

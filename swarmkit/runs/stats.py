@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from ..engine.breaker import Breaker
-from ..engine.columns import Columns
+from ..engine.columns import UNKNOWN, Columns
 from ..records import Failure, FailureKind, Usage
 from ..text import plural, table_html
 from .events import (
@@ -32,7 +32,7 @@ from .story import Story
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["BARE", "UNTOLD", "EndpointStats", "RunStats"]
+__all__ = ["BARE", "UNTOLD", "EndpointStats", "RequestRecord", "RunStats"]
 
 _HELD_BACK = "It is held back, and its rows are asked again elsewhere"
 UNTOLD = "no log-probabilities"
@@ -41,6 +41,45 @@ BARE = "no chats: prompts are sent as they are"
 """What the route of an endpoint says that has no chats, where chats are asked for."""
 LOGGED = 100_000
 """Requests that a run's timeline keeps: enough for any picture, and a bound on memory."""
+_SAMPLED = 1_000  # answers whose lengths a run keeps
+_COSTED = 2_000  # requests of which it is logged what they have cost: more than calibration looks at
+_GOLDEN = 0.6180339887498949  # multiples of it, less their whole part, are spread evenly, and have no period
+
+
+class RequestRecord(NamedTuple):
+    """A request that is over. What it has cost, and when its first answers came, is kept of a run's first 2,000.
+
+    Attributes
+    ----------
+    endpoint : str
+        Name of the endpoint.
+    rows : int
+        Rows in the request; 0 for a probe.
+    start_s, end_s : float
+        Seconds from the start of the run.
+    failure : str or None
+        The kind of its failure; "dropped" where its rows were not needed any more; None where all went well.
+    prompt_tokens, completion_tokens : int
+        As the server counted them; 0 where it did not.
+    shortest, longest : int
+        Tokens of its shortest and its longest answer, of at most 128 of its rows; 0 where that is not known.
+    posted_s, first_token_s, first_row_s : float or None
+        When it was posted, after what is checked before; when the first token came, and the first row was whole;
+        seconds from the start of the run. None where the answers came as a whole, or none did.
+    """
+
+    endpoint: str
+    rows: int
+    start_s: float
+    end_s: float
+    failure: str | None
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    shortest: int = 0
+    longest: int = 0
+    posted_s: float | None = None
+    first_token_s: float | None = None
+    first_row_s: float | None = None
 
 
 @dataclass(slots=True)
@@ -125,6 +164,10 @@ class RunStats:
         that cannot be read; endpoints added to it that the run cannot use.
     listener_errors : list of str
         Listeners that raised and were removed, a line each.
+    lengths : list of (int, int)
+        Tokens of prompt and answer of a sample of the answers (1,000 at most), spread evenly over the rows; known when
+        the run is over. Where the server counted an answer only together with others, its part is estimated by the
+        length of its text, and its prompt is a mean one. A prompt that was not counted at all has -1.
     story : Story
         What happened, in order; ``Run.story`` shows it.
 
@@ -176,9 +219,11 @@ class RunStats:
     roster: Roster = field(default_factory=Roster, compare=False)
     notices: list[str] = field(default_factory=list)
     listener_errors: list[str] = field(default_factory=list)
+    lengths: list[tuple[int, int]] = field(default_factory=list)
     story: Story = field(default_factory=Story, compare=False)
-    _log: list[tuple[str, int, float, float, str | None]] = field(default_factory=list)
+    _log: list[RequestRecord] = field(default_factory=list)
     _open: dict[int, RequestSent] = field(default_factory=dict)
+    _usage: dict[int, Usage] = field(default_factory=dict, compare=False)  # by ticket
     _began: float = 0.0
     _counted: int = 0
     _not_yet_valid: set[int] = field(default_factory=set, compare=False)
@@ -258,6 +303,11 @@ class RunStats:
             self.prompt_tokens += cost.prompt_tokens
             self.completion_tokens += cost.completion_tokens
             self._counted += cost.counted
+            if len(self._log) < _COSTED:
+                prompts, answers = self._usage.get(ticket, (0, 0))
+                usage = Usage(prompts + cost.prompt_tokens, answers + cost.completion_tokens)
+        if usage is not None and len(self._log) < _COSTED:
+            self._usage[ticket] = usage
 
     def _is_invalid(self, event: RowInvalid) -> None:
         self.invalid += 1
@@ -337,7 +387,8 @@ class RunStats:
         sent = self._open.pop(event.ticket)
         if not (sent.rows or event.failure or event.dropped):  # a probe was answered
             self.waits = ""
-        self._note(sent, event.at_s, "dropped" if event.dropped else kind)
+        moments = event.posted_at_s, event.first_token_at_s, event.first_row_at_s
+        self._note(sent, event.at_s, "dropped" if event.dropped else kind, moments)
         if event.failure is not None or event.dropped:
             began = self._began
             self.story.ended(event, sent, sent.at_s - began, event.at_s - began, endpoint.name)
@@ -350,17 +401,53 @@ class RunStats:
             self._freed(self.endpoints[sent.endpoint], event.at_s)
             self._note(sent, event.at_s, "dropped")
         self._open.clear()
+        self._usage.clear()
+        if self._columns is not None:
+            self.lengths += self._sample(self._columns, _SAMPLED - len(self.lengths))
         self._columns = None
+
+    def _sample(self, columns: Columns, most: int) -> list[tuple[int, int]]:
+        """Tokens of prompt and answer of so many answers at most."""
+        slots = columns.size * columns.n
+        chosen = range(slots) if slots <= most else [int(i * _GOLDEN % 1 * slots) for i in range(most)]
+        known = [(s, text) for s in chosen if (text := columns.text[s]) is not None]
+        share = (self.tokens_an_answer or 0.0) * len(known) / max(1, sum(len(text) for _, text in known))
+
+        def tokens(slot: int, text: str) -> int:
+            if (counted := columns.completion_tokens[slot]) >= 0:
+                return counted
+            cut = columns.finish_reason[slot] == "length" and self.max_tokens
+            return self.max_tokens if cut else round(len(text) * share)
+
+        prompt = round(self.prompt_tokens * self.samples / self._counted) if self._counted else UNKNOWN
+        prompts = columns.prompt_tokens
+        asked = (prompts[s // columns.n * columns.n] for s, _ in known)
+        found = [(p if p > 0 else prompt, tokens(*each)) for p, each in zip(asked, known, strict=True)]
+        return [pair for pair in found if pair[1] > 0]
 
     def _freed(self, endpoint: EndpointStats, at_s: float) -> None:
         endpoint.in_flight -= 1
         if not endpoint.in_flight:
             endpoint.busy_s += at_s - endpoint.busy_since
 
-    def _note(self, sent: RequestSent, at_s: float, failure: str | None) -> None:
+    def _note(self, sent: RequestSent, at_s: float, failure: str | None, moments: Sequence[float | None] = ()) -> None:
+        usage = self._usage.pop(sent.ticket, None)
         if len(self._log) < LOGGED:
             name, began = self.endpoints[sent.endpoint].name, self._began
-            self._log.append((name, len(sent.rows), sent.at_s - began, at_s - began, failure))
+            record = RequestRecord(name, len(sent.rows), sent.at_s - began, at_s - began, failure)
+            if len(self._log) < _COSTED:
+                cost = (0, 0, 0, 0)
+                if self._columns is not None and usage is not None and sent.rows and failure is None:
+                    mean = usage.completion_tokens / (len(sent.rows) * self.samples)
+                    cost = (*usage, *self._columns.extremes(sent.rows, mean))
+                since = (None if at is None else at - began for at in moments)
+                record = RequestRecord(*record[:5], *cost, *since)
+            self._log.append(record)
+
+    @property
+    def requests_log(self) -> Sequence[RequestRecord]:
+        """The requests that are over, the first 100,000, with what they have cost."""
+        return self._log
 
     @property
     def known(self) -> int:
@@ -427,7 +514,8 @@ class RunStats:
         """
         import pandas as pd
 
-        frame = pd.DataFrame(self._log, columns=["endpoint", "rows", "start_s", "end_s", "failure"])
+        columns = ["endpoint", "rows", "start_s", "end_s", "failure"]
+        frame = pd.DataFrame([record[:5] for record in self._log], columns=columns)
         return frame.astype({"start_s": "float64", "end_s": "float64"})
 
     @property

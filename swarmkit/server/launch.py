@@ -45,7 +45,10 @@ from swarmkit.server.serve import main
 main(config)
 """
 _OPTIONS = {
-    "echo": ("latency_s", "tokens_per_s", "max_num_seqs", "speeds", "max_model_len", "bos", "trim", "thinking"),
+    "echo": (
+        *("latency_s", "tokens_per_s", "max_num_seqs", "prefill_tokens_per_s", "slowdown", "speeds"),
+        *("max_model_len", "bos", "trim", "thinking"),
+    ),
     "openvino": ("max_model_len", "max_num_seqs", "cache_gb", "threads", "exact"),
     "server": (
         *("lists", "tokenize", "stream_interval", "batch_chat", "constraints", "reasoning_parser", "logprobs"),
@@ -231,12 +234,12 @@ def local(
     token : str, optional
         The API key; a random one by default.
     **options
-        echo: ``latency_s``, ``tokens_per_s``, ``max_num_seqs`` and ``speeds`` (for single addresses:
-        ``{"127.0.0.3": {"tokens_per_s": 5}}``), see `Speed`; ``max_model_len``, ``bos``, ``trim``, ``thinking``, see
-        `EchoEngine`. openvino: ``max_model_len``, ``max_num_seqs``, ``cache_gb``, ``threads``, ``exact``, see
-        `OpenVinoEngine`. Both:
-        ``lists``, ``tokenize``, ``stream_interval``, ``batch_chat``, ``constraints``, ``reasoning_parser``,
-        ``logprobs``, ``models``, see `ServerOptions`; ``faults``, a list of `Fault` or of strings for `Fault.parse`.
+        echo: ``latency_s``, ``tokens_per_s``, ``max_num_seqs``, ``prefill_tokens_per_s``, ``slowdown`` and ``speeds``
+        (for single addresses: ``{"127.0.0.3": {"tokens_per_s": 5}}``), see `Speed`; ``max_model_len``, ``bos``,
+        ``trim``, ``thinking``, see `EchoEngine`. openvino: ``max_model_len``, ``max_num_seqs``, ``cache_gb``,
+        ``threads``, ``exact``, see `OpenVinoEngine`. Both: ``lists``, ``tokenize``, ``stream_interval``,
+        ``batch_chat``, ``constraints``, ``reasoning_parser``, ``logprobs``, ``models``, see `ServerOptions`;
+        ``faults``, a list of `Fault` or of strings for `Fault.parse`.
 
     Returns
     -------

@@ -145,19 +145,33 @@ class Speed:
     latency_s : float
         Seconds from a sequence's start to its first token.
     tokens_per_s : float
-        Tokens per second of one sequence, however many run; 0 means no limit.
+        Tokens per second of one sequence that runs alone; 0 means no limit.
     max_num_seqs : int
         Sequences that run at once; others wait for a slot. Ignored if the address is instant.
+    prefill_tokens_per_s : float
+        Prompt tokens that it reads per second, during which no sequence advances; a first token takes as long as the
+        others then. 0 means that prompts and first tokens take no time.
+    slowdown : float
+        By how much each sequence that runs beside a sequence lengthens the latter's time: with 0.01 the tokens of 101
+        sequences take twice the time of one's.
     """
 
     latency_s: float = 0.0
     tokens_per_s: float = 0.0
     max_num_seqs: int = 256
+    prefill_tokens_per_s: float = 0.0
+    slowdown: float = 0.0
+
+    @property
+    def first_s(self) -> float:
+        """Seconds from a sequence's start to its first token, but for reading prompts."""
+        is_a_step = self.prefill_tokens_per_s and self.tokens_per_s
+        return self.latency_s + (1 / self.tokens_per_s if is_a_step else 0.0)
 
     @property
     def instant(self) -> bool:
         """Whether answers take no time at all."""
-        return not self.latency_s and not self.tokens_per_s
+        return not (self.latency_s or self.tokens_per_s or self.prefill_tokens_per_s)
 
 
 @dataclass(slots=True, eq=False)
@@ -166,17 +180,42 @@ class _Sequence:
 
     job: Job
     answer: Increment
-    start: float = 0.0
+    prompt_tokens: int
+    start: float = 0.0  # on the clock of its address
     sent: int = 0
 
 
 @dataclass(slots=True)
 class _Slots:
-    """The sequences of one address."""
+    """The sequences of one address, and its clock: seconds of a sequence that runs alone. It stands still while prompts
+    are read, and is slower the more sequences run."""
 
     speed: Speed
     running: int = 0
     waiting: deque[_Sequence] = field(default_factory=deque)
+    # (clock of the next report, tie-break, sequence) of what runs
+    due: list[tuple[float, int, _Sequence]] = field(default_factory=list)
+    clock: float = 0.0
+    at: float = 0.0  # the loop's time when the clock was set
+    reading_s: float = 0.0  # seconds that prompts are still being read
+
+    @property
+    def _stretch(self) -> float:
+        return 1.0 + self.speed.slowdown * max(0, self.running - 1)
+
+    def advance(self, now: float) -> None:
+        """Set the clock. Before the number of sequences changes, and before prompts come."""
+        passed = max(0.0, now - self.at)
+        read = min(passed, self.reading_s)
+        self.reading_s -= read
+        self.clock += (passed - read) / self._stretch
+        self.at = max(self.at, now)
+
+    def next_at(self) -> float:
+        """The loop's time of the next report."""
+        if not self.due:
+            return math.inf
+        return self.at + self.reading_s + (self.due[0][0] - self.clock) * self._stretch
 
 
 class EchoEngine:
@@ -231,8 +270,6 @@ class EchoEngine:
         self._speed = speed or Speed()
         self._speeds = dict(speeds or {})
         self._slots: dict[str, _Slots] = {}
-        # (time of the next report, tie-break, sequence) of everything that runs, whatever its address
-        self._due: list[tuple[float, int, _Sequence]] = []
         self._tie = itertools.count()
         self._timer: asyncio.TimerHandle | None = None
 
@@ -292,8 +329,11 @@ class EchoEngine:
             job.sink(answers)
             return
         slots = self._slots.setdefault(job.address, _Slots(speed))
-        slots.waiting.extend(_Sequence(job, answer) for answer in answers)
+        # The samples of a prompt share it: it is read once.
+        read = [prompt.n_tokens if k == 0 else 0 for prompt in job.prompts for k in range(job.n)]
+        slots.waiting.extend(_Sequence(job, *each) for each in zip(answers, read, strict=True))
         self._admit(slots)
+        self._set_timer()
 
     def cancel(self, job: Job) -> None:
         """See `Engine.cancel`."""
@@ -301,21 +341,23 @@ class EchoEngine:
         slots = self._slots.get(job.address)
         if slots is None:
             return
+        slots.advance(asyncio.get_running_loop().time())
         slots.waiting = deque(s for s in slots.waiting if s.job is not job)
-        kept = [entry for entry in self._due if entry[2].job is not job]
-        slots.running -= len(self._due) - len(kept)
+        kept = [entry for entry in slots.due if entry[2].job is not job]
+        slots.running -= len(slots.due) - len(kept)
         heapq.heapify(kept)
-        self._due = kept
+        slots.due = kept
         self._admit(slots)
+        self._set_timer()
 
     def abort(self) -> None:
         """See `Engine.abort`."""
-        left = [entry[2] for entry in self._due]
+        left = []
         for slots in self._slots.values():
-            left += slots.waiting
+            left += [*(entry[2] for entry in slots.due), *slots.waiting]
             slots.waiting.clear()
+            slots.due.clear()
             slots.running = 0
-        self._due = []
         for sequence in left:
             sequence.job.sink([Increment(sequence.answer.index, "", (), finish="abort")])
 
@@ -378,63 +420,67 @@ class EchoEngine:
         return [_BEGIN, *_ids(text, _width(text))[: sampling.thinking_budget], _END]
 
     def _admit(self, slots: _Slots) -> None:
-        """Start waiting sequences in free slots, and set the timer."""
-        now = asyncio.get_running_loop().time()
+        """Start waiting sequences in free slots."""
+        slots.advance(asyncio.get_running_loop().time())
         while slots.waiting and slots.running < slots.speed.max_num_seqs:
             sequence = slots.waiting.popleft()
-            sequence.start = now
+            sequence.start = slots.clock
             slots.running += 1
-            self._schedule(sequence, slots.speed)
-        self._set_timer()
+            if rate := slots.speed.prefill_tokens_per_s:
+                slots.reading_s += sequence.prompt_tokens / rate
+            self._schedule(sequence, slots)
 
-    def _schedule(self, sequence: _Sequence, speed: Speed) -> None:
+    def _schedule(self, sequence: _Sequence, slots: _Slots) -> None:
         """Schedule the next report of a sequence."""
+        speed = slots.speed
         interval, total = sequence.job.sampling.interval, len(sequence.answer.ends)
         if not interval or not speed.tokens_per_s:
             target = total
         else:
             target = min(total, sequence.sent + interval if sequence.sent else 1)
-        wait = speed.latency_s + ((target - 1) / speed.tokens_per_s if speed.tokens_per_s else 0.0)
-        heapq.heappush(self._due, (sequence.start + wait, next(self._tie), sequence))
+        wait = speed.first_s + ((target - 1) / speed.tokens_per_s if speed.tokens_per_s else 0.0)
+        heapq.heappush(slots.due, (sequence.start + wait, next(self._tie), sequence))
 
     def _set_timer(self) -> None:
         if self._timer:
             self._timer.cancel()
-        self._timer = asyncio.get_running_loop().call_at(self._due[0][0], self._report) if self._due else None
+        at = min((slots.next_at() for slots in self._slots.values()), default=math.inf)
+        self._timer = asyncio.get_running_loop().call_at(at, self._report) if at < math.inf else None
 
     def _report(self) -> None:
         """Report the tokens that are due, in one call of each job's sink."""
         # A millisecond of slack lets sequences that were started together report together.
         now = asyncio.get_running_loop().time() + 0.001
         out: dict[Job, list[Increment]] = {}
-        freed: set[str] = set()
-        while self._due and self._due[0][0] <= now:
-            sequence = heapq.heappop(self._due)[2]
+        for slots in self._slots.values():
+            if slots.next_at() <= now:
+                slots.advance(now)
+                self._collect(slots, out)
+                self._admit(slots)
+        self._set_timer()
+        for job, increments in out.items():
+            job.sink(increments)
+
+    def _collect(self, slots: _Slots, out: dict[Job, list[Increment]]) -> None:
+        """Take the tokens of an address that are due by its clock."""
+        while slots.due and slots.due[0][0] <= slots.clock + 1e-9:
+            sequence = heapq.heappop(slots.due)[2]
             job, answer = sequence.job, sequence.answer
-            slots = self._slots[job.address]
-            done = self._due_tokens(sequence, slots.speed, now)
+            done = self._due_tokens(sequence, slots.speed, slots.clock + 1e-9)
             last = done >= len(answer.ends)
             out.setdefault(job, []).append(_part(answer, sequence.sent, done, last))
             sequence.sent = done
             if last:
                 slots.running -= 1
-                freed.add(job.address)
             else:
-                self._schedule(sequence, slots.speed)
-        self._timer = None
-        for address in freed:
-            self._admit(self._slots[address])
-        if self._timer is None:
-            self._set_timer()
-        for job, increments in out.items():
-            job.sink(increments)
+                self._schedule(sequence, slots)
 
     @staticmethod
     def _due_tokens(sequence: _Sequence, speed: Speed, now: float) -> int:
         total = len(sequence.answer.ends)
         if not speed.tokens_per_s:
             return total
-        return min(total, 1 + int((now - sequence.start - speed.latency_s) * speed.tokens_per_s))
+        return min(total, 1 + int((now - sequence.start - speed.first_s) * speed.tokens_per_s))
 
 
 def _part(answer: Increment, start: int, end: int, last: bool) -> Increment:
