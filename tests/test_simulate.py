@@ -91,6 +91,18 @@ def test_prompts_and_neighbours_take_time():
     assert 10.0 < alone.speed(5) < 40.0
 
 
+def test_prompts_that_begin_alike_are_read_once_where_there_is_a_cache():
+    model = sk.EndpointModel(slots=10, tokens_per_s=10.0, prefill_tokens_per_s=1_000.0)
+    work = sk.Workload(10, tokens=20.0, prompts=["x" * 4 * 160] * 10)
+    reads_all = sk.simulate(model, work)
+    assert reads_all.time_s == pytest.approx(2.0 + 10 * 160 / 1_000.0) == reads_all.ideal_s
+    assert (reads_all.prompt_tokens, reads_all.cached_tokens) == (1_600, 0)
+    assert sk.simulate(model, sk.Workload(10, tokens=20.0, prompt_tokens=160.0)).time_s == reads_all.time_s
+    reads_once = sk.simulate(replace(model, cache_tokens=320), work)
+    assert reads_once.time_s == pytest.approx(2.0 + (160 + 9 * 16) / 1_000.0)  # each reads its last block
+    assert (reads_once.prompt_tokens, reads_once.cached_tokens) == (1_600, 9 * 144)
+
+
 def test_a_run_keeps_a_sample_of_its_lengths(pilot):
     assert len(pilot.lengths) == 400
     assert sum(answer for _, answer in pilot.lengths) == pilot.completion_tokens
@@ -126,6 +138,7 @@ def test_the_same_seed_gives_the_same_plan():
         lambda: sk.EndpointModel(tokens_per_s=40.0, alone_tokens_per_s=30.0),
         lambda: sk.Workload.from_stats(sk.RunStats(), 10),
         lambda: sk.Workload(0),
+        lambda: sk.Workload(1, prompts=["a"], prompt_tokens=4.0),
         lambda: sk.Workload(10, []),
         lambda: sk.simulate([], sk.Workload(1)),
         lambda: sk.simulate(sk.EndpointModel(), sk.Workload(1), losing=1.0),
