@@ -206,10 +206,13 @@ def test_a_server_that_comes_back_in_mid_run_with_another_template(other: Templa
             if len(seen) == 3:
                 call.server.close()
                 call.server.hang_up()
-                model.template = other
-                threading.Timer(0.2, call.server.open).start()
+                threading.Timer(0.2, come_back, [call.server]).start()
                 return True
         return False
+
+    def come_back(server: Scripted) -> None:
+        model.template = other  # not before: what it still answers is in the old one
+        server.open()
 
     model = Model(before=stop_once, batch_chat=False)
     with serving(model) as (_, pool):
