@@ -199,17 +199,23 @@ def test_a_server_that_comes_into_a_watched_hostfile_is_asked_in_its_own_templat
 def test_a_server_that_comes_back_in_mid_run_with_another_template(other: Template) -> None:
     """Rows that it answered before stay, and the others are asked in the new one."""
     seen: list[Call] = []
+    down = threading.Event()
 
     def stop_once(call: Call) -> bool:
         if call.headers.startswith("POST /v1/completions") and "question" in str(call.body["prompt"]):
             seen.append(call)
             if len(seen) == 3:
+                down.set()
                 call.server.close()
-                call.server.hang_up()
-                model.template = other
-                threading.Timer(0.2, call.server.open).start()
-                return True
-        return False
+                threading.Timer(0.2, come_back, [call.server]).start()
+        if down.is_set():  # also on connections that were accepted as it closed
+            call.server.hang_up()
+        return down.is_set()
+
+    def come_back(server: Scripted) -> None:
+        model.template = other  # not before: what it still answers is in the old one
+        down.clear()
+        server.open()
 
     model = Model(before=stop_once, batch_chat=False)
     with serving(model) as (_, pool):
