@@ -277,9 +277,9 @@ def test_a_row_whose_samples_are_stored_in_part_is_asked_as_a_whole(many: sk.VLL
 
 def test_lengths_of_a_workload_come_from_a_frame_as_they_are() -> None:
     counts = pd.Series([10, None, 30], dtype="Int64")
-    assert sk.Workload(10, counts).sample() == sk.Workload(10, counts.tolist()).sample() == [10.0, 30.0]
-    assert sk.Workload(10, counts.astype("float64")).sample() == [10.0, 30.0]
-    assert sk.Workload(10, counts.max()).sample() == sk.Workload(10, np.float32(30)).sample() == [30.0]
+    assert sk.Workload(10, counts).sample() == sk.Workload(10, counts.tolist()).sample() == [(0.0, 10.0), (0.0, 30.0)]
+    assert sk.Workload(10, counts.astype("float64")).sample() == [(0.0, 10.0), (0.0, 30.0)]
+    assert sk.Workload(10, counts.max()).sample() == sk.Workload(10, np.float32(30)).sample() == [(0.0, 30.0)]
 
 
 # ---- the result is planned, and never lost ------------------------------
