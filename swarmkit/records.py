@@ -156,6 +156,8 @@ class RequestSpec:
         Rows as they finish, whole replies, or whichever suits the server and the time that requests take.
     details : bool
         Whether token counts per row are needed, even where they cost extra.
+    counted : bool
+        Whether they are wanted where a stream has them: for a store, whose rows are alike however long they took.
     thinking : bool, str or None
         Whether, or how much ("low", "medium", "high"), the model thinks; None leaves it to its chat template.
     schema : Schema or None
@@ -185,6 +187,7 @@ class RequestSpec:
     chat: Chat = None
     delivery: Literal["auto", "rows", "batch"] = "auto"
     details: bool = False
+    counted: bool = False
     thinking: bool | str | None = None
     schema: Schema | None = None
     schema_retries: int = 2

@@ -6,7 +6,7 @@ import difflib
 import inspect
 import math
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -201,6 +201,7 @@ def read_options(given: Mapping[str, Any], aggregation: bool = False, by_row: bo
     fields["conversations"] = given["messages"] is not None
     spec = pool.spec(max_tokens=max_tokens, params=params, delivery=delivery, **fields)
     store = None if given["store"] is None else open_store(given["store"])
+    spec = replace(spec, counted=store is not None)
     monitor = bool(given["monitor"]) and progress.in_notebook()
     bar = progress.wanted(given["progress"]) and not (monitor and given["progress"] == "auto")
     return PreparedCall(pool, owned, spec, bar, monitor, on_error, store, dedup, model, given["deadline"])

@@ -50,10 +50,8 @@ _CHANGES: dict[Breaker, Literal["lost", "paused", "back"]] = {
     Breaker.OPEN: "paused",
     Breaker.CLOSED: "back",
 }
-# Answers come as whole replies, for half the CPU, where no more than this is lost with one: requests that take so long,
-# and the first ones, with so few tokens an answer.
+# Answers come as whole replies, for half the CPU, where no more than this is lost with one.
 _QUICK_S = 2.0
-_FEW_TOKENS = 16
 _LONG_WAIT_S = 10.0  # a server that asks for so much time is said to be waited for
 
 
@@ -429,7 +427,7 @@ class Executor:
         """Whether the next answers of an endpoint come as a whole reply rather than as rows, by what its latest ones
         took."""
         took_s = self._scheduler.fleet[index].took_s
-        quick = self._sizing.cap <= _FEW_TOKENS if took_s is None else took_s <= _QUICK_S
+        quick = took_s is not None and took_s <= _QUICK_S
         return plan.either and quick and plan not in self._only_rows
 
     async def _stream(self, request: _InFlight, plan: RoutePlan, body: bytes, longest: int) -> Failure | None:

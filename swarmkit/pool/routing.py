@@ -300,7 +300,7 @@ class Router:
         wanted = {"rows": can.streams, "batch": not can.whole, "auto": can.rows or not can.whole}[spec.delivery]
         rows = wanted and can.streams and can.lists
         # Only streams count the tokens of each row at no cost.
-        either = rows and can.whole and spec.delivery == "auto" and not spec.details
+        either = rows and can.whole and spec.delivery == "auto" and not (spec.details or spec.counted)
         how: dict[str, Any] = {"lists": can.lists, "rows": rows, "either": either, "proven": proven}
         if spec.chat != "auto":
             return RoutePlan(Route.COMPLETIONS, _by_hand(spec.chat), note=can.note, omit=can.omit, **how)

@@ -80,9 +80,9 @@ class VLLMPool(AgentPool):
         hand or sent as it is, unless the wrapping has them.
     delivery : {"auto", "rows", "batch"}
         Rows as they finish, whole replies, or rows where the server streams them well ("auto"). There, too, answers
-        come as whole replies, for less of the client's CPU, where requests are answered within two seconds, and at
-        first where ``max_tokens`` is 16 or less: little is lost with such a reply. With ``details=True`` they do not,
-        since only streams count the tokens of each row at no cost.
+        come as whole replies, for less of the client's CPU, from an endpoint that answered its last request within two
+        seconds: little is lost with such a reply. With ``details=True`` and with a store they do not, since only
+        streams count the tokens of each row at no cost.
     dialect : {"openai", "vllm", "first"} or mapping, optional
         What the servers are like, where it is not to be learned by asking them: chats alone, as OpenAI's newer models
         take them; vLLM as it is by default; lists of prompts and no unknown fields, as the FIRST gateway takes them; or
