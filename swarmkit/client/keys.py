@@ -151,15 +151,14 @@ class Key:
             It cannot be read, or an HTTP header cannot carry it: it holds a line break, or characters that are not
             ASCII. The message does not show it.
         """
-        if self._is_called:
+        if self._is_called and (call := self._begin()) is not None:
             with contextlib.suppress(TimeoutError):
-                self._begin().result(_SLOWEST_S)
+                call.result(_SLOWEST_S)
         return self.last(owner)
 
     async def renew(self, older_than: float) -> None:
         """Ask a function or a command again, if it was last asked before that time (``time.monotonic``)."""
-        if self._is_called and (self._call is not None or not self._seen or self._asked_at <= older_than):
-            call = self._begin()
+        if self._is_called and (call := self._begin(older_than)) is not None:
             try:
                 async with asyncio.timeout(_SLOWEST_S):
                     await asyncio.wrap_future(call)
@@ -209,10 +208,11 @@ class Key:
             self._seen.append(text)
             self.version += 1
 
-    def _begin(self) -> Future[None]:
-        """The call that is under way, or a new one. Its thread never keeps the interpreter from ending."""
+    def _begin(self, older_than: float = math.inf) -> Future[None] | None:
+        """The call that is under way, or a new one if the last one is older than that. Its thread never keeps the
+        interpreter from ending."""
         with self._lock:
-            if self._call is None:
+            if self._call is None and (not self._seen or self._asked_at <= older_than):
                 self._call = Future()
                 self._call.set_running_or_notify_cancel()  # who waits for it may stop, and does not end it
                 self._asked_at = time.monotonic()
