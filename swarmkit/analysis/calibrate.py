@@ -31,8 +31,10 @@ _WEIGHTS = np.array([0.5, 0.5, 1.0])  # of the first token, the first row and th
 _OUTLIER = 0.15  # of a request's time: what is off by more counts less
 # How much it counts against a pace that neighbours, prompts, or the latency are all of the time. Latency is little.
 _PRIOR = np.array([0.0, 0.04, 0.04, 0.2])
-_AS_GOOD = 1.1  # errors up to this ratio are equal, where many requests were compared
-_CHANCE = 4.0  # and up to one and this, divided by the number of requests
+_AS_GOOD = 1.1  # errors up to this ratio are equal
+# Rows waited for slots if the errors would be so many times as large without, and that many requests were compared.
+_CLEARLY = 1.5
+_ENOUGH = 4
 _LEAST_STEP_S = 1e-7
 _GOLDEN = 0.6180339887498949
 
@@ -286,8 +288,11 @@ def _best(plays: Sequence[_Play], slots: int | None) -> tuple[Pace, bool, list[f
             finer = {round(near.slots * by) for by in (0.7, 0.8, 0.9, 1.12, 1.25, 1.4)} - {near.slots}
             tried += [_fit(plays, size, near) for size in finer if 1 <= size < most]
     least = min(error for error, _, _ in tried)
-    as_good = max(_AS_GOOD, 1 + _CHANCE / sum(len(play.requests) for play in plays))
-    _, pace, scales = max((fit for fit in tried if fit[0] <= as_good * least + 1e-9), key=lambda fit: fit[1].slots)
+    if slots is None and (tried[0][0] < _CLEARLY * least or sum(len(play.requests) for play in plays) < _ENOUGH):
+        tried = tried[:1]  # which is that of as many slots as there were rows at once
+    else:
+        tried = [fit for fit in tried if fit[0] <= _AS_GOOD * least + 1e-9]
+    _, pace, scales = max(tried, key=lambda fit: fit[1].slots)
     return pace, pace.slots < most, scales
 
 
