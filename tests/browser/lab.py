@@ -170,8 +170,10 @@ class Page:
         return float(self.tab.evaluate(_START, cell))
 
     def wait_idle(self) -> None:
-        """Wait for the kernel; what is sent to it before a cell that failed is wholly over is aborted."""
+        """Wait for the kernel; what is sent to it before a cell that failed is wholly over is aborted, and it says that
+        it is idle a moment before that."""
         self.tab.wait_for_function("window.panel.sessionContext.session.kernel.status === 'idle'")
+        self.tab.wait_for_timeout(500)
 
     def outputs(self, cell: int) -> list[dict[str, Any]]:
         """What stands under a cell, as it would be saved."""
