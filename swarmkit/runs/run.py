@@ -100,7 +100,7 @@ class Run:
         self._cancelled = False
         self._warned = False
         self._warned_of_constraints = False
-        self._outage_warned = False
+        self._outage_warned, self._outage_seen = False, 0
         self._notices_warned = 0
         self._listeners_warned = 0
         self._job = io_thread.Job(_counted(work, self.stats, deadline, verb))
@@ -317,8 +317,10 @@ class Run:
             warn(text)
 
     def _warn_of_outage(self) -> None:
-        """Warn once while no endpoint is up and the run goes on trying: there is not always a bar that says so."""
-        if self.stats.waits and not self._outage_warned:
+        """Warn once while no endpoint is up and the run goes on trying: there is not always a bar that says so. It is
+        seen at two calls in turn: what is over by then, or ends the run, needs no warning."""
+        self._outage_seen = self._outage_seen + 1 if self.stats.waits else 0
+        if self._outage_seen > 1 and not self._outage_warned:
             self._outage_warned = True
             warn(". ".join([self.stats.waits, *list(self.stats.recent_failures)[-1:]]))
 
