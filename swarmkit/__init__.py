@@ -23,8 +23,12 @@ if TYPE_CHECKING:  # "as" marks names that type checkers let users import from h
     from .analysis.estimate import estimate as estimate
     from .analysis.models import EndpointModel as EndpointModel
     from .analysis.models import Workload as Workload
+    from .analysis.semantic_entropy import semantic_entropy as semantic_entropy
+    from .analysis.similar import dedupe as dedupe
+    from .analysis.similar import similar as similar
     from .analysis.simulate import Simulation as Simulation
     from .analysis.simulate import simulate as simulate
+    from .analysis.votes import vote as vote
     from .client.hostfile import AgentEndpoint as AgentEndpoint
     from .client.hostfile import parse_hostfile as parse_hostfile
     from .client.job_hosts import hosts_from_env as hosts_from_env
@@ -78,7 +82,10 @@ _HOMES = {
     "analysis.compare_models": ("ModelComparison", "compare_models"),
     "analysis.estimate": ("Estimate", "estimate"),
     "analysis.models": ("EndpointModel", "Workload"),
+    "analysis.semantic_entropy": ("semantic_entropy",),
+    "analysis.similar": ("dedupe", "similar"),
     "analysis.simulate": ("Simulation", "simulate"),
+    "analysis.votes": ("vote",),
     "client.hostfile": ("AgentEndpoint", "parse_hostfile"),
     "client.job_hosts": ("hosts_from_env",),
     "engine.policy": ("BatchPolicy", "RetryPolicy"),

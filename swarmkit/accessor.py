@@ -19,7 +19,11 @@ from .text import plural
 if TYPE_CHECKING:
     from .analysis import compare as comparison
     from .analysis import estimate as estimation
+    from .analysis import semantic_entropy as meaning
+    from .analysis import similar as likeness
+    from .analysis import votes
     from .frames import classify as classification
+    from .frames import filter as filtering
     from .frames import verbs
     from .frames.prompts import PromptLike
     from .runs.run import Run
@@ -51,6 +55,8 @@ class _Module:
 if not TYPE_CHECKING:
     verbs, comparison = _Module(".frames.verbs"), _Module(".analysis.compare")
     classification, estimation = _Module(".frames.classify"), _Module(".analysis.estimate")
+    filtering, likeness = _Module(".frames.filter"), _Module(".analysis.similar")
+    votes, meaning = _Module(".analysis.votes"), _Module(".analysis.semantic_entropy")
 
 
 class _Verb(Generic[M]):
@@ -102,6 +108,11 @@ class FrameSwarm:
     tree_reduce = _of_frame(lambda: verbs.tree_reduce)
     atree_reduce = _of_frame(lambda: verbs.atree_reduce)
     classify = _of_frame(lambda: classification.classify)
+    filter = _of_frame(lambda: filtering.filter)
+    vote = _of_frame(lambda: votes.vote)
+    semantic_entropy = _of_frame(lambda: meaning.semantic_entropy)
+    similar = _of_frame(lambda: likeness.similar)
+    dedupe = _of_frame(lambda: likeness.dedupe)
     preview = _of_frame(lambda: verbs.preview)
     compare = _of_frame(lambda: comparison.compare)
     estimate = _of_frame(lambda: estimation.estimate)
@@ -124,6 +135,11 @@ class SeriesSwarm:
     tree_reduce = _of_column(lambda: verbs.tree_reduce)
     atree_reduce = _of_column(lambda: verbs.atree_reduce)
     classify = _of_frame(lambda: classification.classify)
+    filter = _of_frame(lambda: filtering.filter)
+    vote = _of_column(lambda: votes.vote)
+    semantic_entropy = _of_column(lambda: meaning.semantic_entropy)
+    similar = _of_column(lambda: likeness.similar)
+    dedupe = _of_column(lambda: likeness.dedupe)
     preview = _of_values(lambda: verbs.preview)
     compare = _of_values(lambda: comparison.compare)
     estimate = _of_values(lambda: estimation.estimate)

@@ -80,7 +80,8 @@ def top_k(
 
     Examples
     --------
-    >>> [r.text for r in top_k([Response(True, "a"), Response(True, "abc"), Response(True, "ab")], 2, lambda r: len(r.text))]
+    >>> texts = [Response(True, "a"), Response(True, "abc"), Response(True, "ab")]
+    >>> [r.text for r in top_k(texts, 2, lambda r: len(r.text))]
     ['abc', 'ab']
     """
     return sorted(_chosen(responses, include_failures), key=score_fn, reverse=True)[:k]
@@ -114,9 +115,7 @@ def structured_merge(
 
 
 def statistics(
-    responses: Sequence[Response],
-    extract_fn: Callable[[Response], float] | None = None,
-    include_failures: bool = False,
+    responses: Sequence[Response], extract_fn: Callable[[Response], float] | None = None, include_failures: bool = False
 ) -> dict[str, float]:
     """``mean``, ``std`` (of the sample), ``median``, ``min`` and ``max`` of responses that are numbers.
 

@@ -22,8 +22,10 @@ WINGS = [
     "version",
     "text",
     "errors",
+    "uq",
     "schema",
     "records",
+    "aggregators",
     "engine",
     "client",
     "runs",
@@ -49,6 +51,8 @@ KNOWS_NOTHING_OF = {
     "errors": PANDAS | IO - {"os"},
     "records": PANDAS | IO,
     "text": PANDAS | IO,
+    "uq": {"pandas"} | IO - {"os", "pathlib"},  # the files of probes
+    "aggregators": PANDAS | IO,
     "schema": PANDAS | IO - {"datetime"},  # the types of dates, not the clock
     "engine": PANDAS | IO,
     "client": PANDAS | {"swarmkit.engine"},

@@ -79,7 +79,7 @@ class Vectors:
         return rows[leader[rows] == rows]
 
     def nearest(self, k: int) -> tuple[Rows, Rows, npt.NDArray[np.float64]]:
-        """The ``k`` most similar others of each row: row, other and cosine, nearest first; equal ones by their position.
+        """The ``k`` most similar others of each row: row, other and cosine, nearest first; equal ones in order.
 
         Rows are in order, and have fewer where there are not so many others.
         """
@@ -168,8 +168,7 @@ class Vectors:
                 return may
             self._resting = _REST
         self._resting = max(self._resting - 1, 0)
-        may = self._products(self._units(rows), self._units(others)) >= least
-        return may
+        return np.asarray(self._products(self._units(rows), self._units(others)) >= least)
 
     def _products(self, rows: npt.NDArray[np.float32], others: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """Of each two, until the next call: new memory for each block would take as long as the products."""

@@ -19,8 +19,8 @@ __all__ = ["dedupe", "similar"]
 def similar(df: pd.DataFrame, column: VectorsLike, k: int = 5) -> pd.DataFrame:
     """Find the most similar other rows of each row, by the cosines of their vectors.
 
-    The result is exact. It takes memory for the vectors, for the result and for blocks of some megabytes, and time by the
-    square of the rows.
+    The result is exact. It takes memory for the vectors, for the result and for blocks of some megabytes, and time by
+    the square of the rows.
 
     Parameters
     ----------

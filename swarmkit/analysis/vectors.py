@@ -124,5 +124,6 @@ def _of_arrow(column: pd.Series, rows: npt.NDArray[np.intp], what: str) -> npt.N
 
 def _differ(what: str, column: pd.Series, row: int, size: int, first: int) -> None:
     raise SettingError(
-        f"{what} has a vector of {size} numbers (row {column.index[row]!r}) beside one of {first}: must be of one length"
+        f"{what} has a vector of {size} numbers (row {column.index[row]!r}) beside one of {first}: all must be of one "
+        "length"
     )

@@ -27,7 +27,7 @@ from .scatter import ScatterFrame
 from .signatures import takes
 from .typed import text_column
 
-__all__ = ["classify"]
+__all__ = ["LabelFrame", "classify", "labelled"]
 
 _LISTED = "{labels}"
 _LITTLE = 0.05  # of the probability
@@ -80,7 +80,11 @@ def classify(
     (['title', 'label', 'label_error', 'label_p'], ['yes', 'no'])
     """
     given = arguments(classify, options)
-    frame = LabelFrame(df, prompt, labels, given)
+    return labelled(LabelFrame(df, prompt, labels, given), given)
+
+
+def labelled(frame: LabelFrame, given: Mapping[str, Any]) -> pd.DataFrame:
+    """Ask for the labels of a frame with the keywords of a call, and wait for them."""
     result = finished(lambda: frame.begin(read_options({**given, "max_tokens": 1, "temperature": 0})))
     if 0 <= frame.mean_mass < _LITTLE:
         warn(

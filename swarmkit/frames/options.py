@@ -21,6 +21,8 @@ __all__ = [
     "BroadcastOptions",
     "ClassifyOptions",
     "CompareOptions",
+    "FilterOptions",
+    "MeaningOptions",
     "ModelsOptions",
     "PartitionScatterOptions",
     "PartitionTreeOptions",
@@ -368,19 +370,9 @@ class TreeOptions(_WholeTree, _Running, _Model, _Deadline, _Showing, total=False
     """Keywords of ``tree_reduce`` and ``atree_reduce``."""
 
 
-class _Labels(TypedDict, total=False):
-    """What a classify does with every row."""
+class _Asking(TypedDict, total=False):
+    """How labels are asked for."""
 
-    out: Annotated[
-        str, Keyword("label", "Name of the column of labels. Columns of this and the other new names are replaced.")
-    ]
-    details: Annotated[
-        bool,
-        Keyword(
-            False,
-            "Adds ``p_<label>`` for each label, ``<out>_mass``, and the columns of ``scatter(..., details=True)``.",
-        ),
-    ]
     debias: Annotated[
         bool,
         Keyword(
@@ -396,13 +388,36 @@ class _Labels(TypedDict, total=False):
             "What is appended to each prompt; ``{labels}`` is where the labels are listed. None appends nothing.",
         ),
     ]
+
+
+class _Labels(TypedDict, total=False):
+    """What a classify does with every row."""
+
+    out: Annotated[
+        str, Keyword("label", "Name of the column of labels. Columns of this and the other new names are replaced.")
+    ]
+    details: Annotated[
+        bool,
+        Keyword(
+            False,
+            "Adds ``p_<label>`` for each label, ``<out>_mass``, and the columns of ``scatter(..., details=True)``.",
+        ),
+    ]
     only_missing: Annotated[
         bool, Keyword(False, "Ask only the rows whose ``out`` is missing, and keep the other labels.")
     ]
 
 
-class ClassifyOptions(_Labels, _Running, _Showing, _Model, total=False):
+class ClassifyOptions(_Labels, _Asking, _Running, _Showing, _Model, total=False):
     """Keywords of ``classify``, but for ``NOT_OF_LABELS``."""
+
+
+class FilterOptions(_Asking, _Running, _Showing, _Model, total=False):
+    """Keywords of ``filter``, but for ``NOT_OF_LABELS``."""
+
+
+class MeaningOptions(_Asking, _Running, _Showing, _Model, total=False):
+    """Keywords of ``semantic_entropy``, but for ``NOT_OF_LABELS``."""
 
 
 class PartitionScatterOptions(_Rows, _Running, _Model, _Deadline, total=False):

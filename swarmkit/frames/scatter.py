@@ -146,12 +146,16 @@ class ScatterFrame:
             async with aclosing(call):
                 return await self._send(send, notified, stats)
 
-        hint = _AGAIN.format(self.label, self.out) if self.n == 1 else ""  # only_missing works with one sample a row
+        hint = self.hint()
         handle = Run(
             self.label, work, self.frame, self.errors, call.on_error, hint, self._answers, self.index, call.deadline
         )
         self.names = handle.stats.roster.names
         return call.shown(handle)
+
+    def hint(self) -> str:
+        """What to do about failed rows."""
+        return _AGAIN.format(self.label, self.out) if self.n == 1 else ""  # only_missing works with one sample a row
 
     async def _send(self, send: Send, listeners: Sequence[Listener], stats: RunStats) -> Failure | None:
         return await send(self.prompts, self.columns, listeners, stats, self.pending)

@@ -292,7 +292,7 @@ class Run:
         merges = self.verb == "tree_reduce"
         causes = FailureSummary("groups" if merges else "rows")
         causes.add(self._errors())
-        rows = len(frame) if self.verb == "classify" else self.stats.rows  # it may ask a row twice
+        rows = len(frame) if self.verb in ("classify", "filter") else self.stats.rows  # it may ask a row twice
         text = causes.text("the merges" if merges else f"{rows:,} rows", self._hint)
         lines = [text] if causes.count else []
         if self.stats.deadline:

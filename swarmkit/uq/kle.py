@@ -1,8 +1,8 @@
 """Kernel language entropy: uncertainty that knows how similar answers are, not only which mean the same.
 
 The similarities of the answers are a kernel, which is scaled to trace 1; its von Neumann entropy is the uncertainty
-(Nikitin, Kossen, Gal and Marttinen, "Kernel Language Entropy", NeurIPS 2024). Where the kernel has ones for answers that
-mean the same and zeros elsewhere, it is the semantic entropy. All entropies are in nats.
+(Nikitin, Kossen, Gal and Marttinen, "Kernel Language Entropy", NeurIPS 2024). Where the kernel has ones for answers
+that mean the same and zeros elsewhere, it is the semantic entropy. All entropies are in nats.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Linear probes: the semantic entropy of an answer, predicted from one hidden state of the model.
 
-Many answers to some questions teach the probe; later one state is enough (Kossen et al., "Semantic Entropy Probes", 2024).
+Many answers to some questions teach the probe; later one state is enough (Kossen et al., "Semantic Entropy Probes",
+2024).
 """
 
 from __future__ import annotations
@@ -51,7 +52,8 @@ def train_probe(
     states, target = np.asarray(hidden_states, np.float64), np.asarray(target_entropy, np.float64).ravel()
     if states.ndim != 2 or len(states) != len(target) or not len(target):
         raise SettingError(
-            f"hidden_states have the shape {states.shape} and target_entropy has {len(target)} values: must be (n, d) and n"
+            f"hidden_states have the shape {states.shape} and target_entropy has {len(target)} values: must be (n, d) "
+            "and n, with n from 1"
         )
     center, mean = states.mean(axis=0), float(target.mean())
     states = states - center
