@@ -25,6 +25,7 @@ from swarmkit.pool.settings import PoolSettings, VLLMSettings
 ROOT = Path(__file__).parent.parent
 FUNCTIONS = ["ascatter", "atree_reduce", "broadcast", "compare", "iter_scatter", "preview", "scatter", "submit"]
 FUNCTIONS += ["estimate", "tree_reduce"]
+OF_ANSWERS = ["dedupe", "filter", "semantic_entropy", "similar", "vote"]
 METHODS = [name for name in FUNCTIONS if name != "broadcast"]
 VERBS = {
     **{f"sk.{name}": getattr(sk, name) for name in FUNCTIONS},
@@ -32,6 +33,8 @@ VERBS = {
     **{f"series.swarm.{name}": getattr(pd.Series(dtype=object).swarm, name) for name in METHODS},
     "sk.classify": sk.classify,
     "df.swarm.classify": pd.DataFrame().swarm.classify,
+    **{f"df.swarm.{name}": getattr(pd.DataFrame().swarm, name) for name in OF_ANSWERS},
+    **{f"series.swarm.{name}": getattr(pd.Series(dtype=object).swarm, name) for name in OF_ANSWERS},
     "ddf.swarm.scatter": swarmkit.dask.DaskSwarm.scatter,
     "ddf.swarm.tree_reduce": swarmkit.dask.DaskSwarm.tree_reduce,
 }
@@ -226,8 +229,8 @@ def test_tab_offers_keywords(shell: InteractiveShell, code: str, offered: set[st
 
 @pytest.mark.filterwarnings("ignore")
 def test_tab_lists_the_verbs(shell: InteractiveShell) -> None:
-    assert completed(shell, "df.swarm.") == {*METHODS, "classify"}
-    assert completed(shell, "texts.swarm.") == {*METHODS, "classify"}
+    assert completed(shell, "df.swarm.") == {*METHODS, *OF_ANSWERS, "classify"}
+    assert completed(shell, "texts.swarm.") == {*METHODS, *OF_ANSWERS, "classify"}
 
 
 @pytest.mark.parametrize("name", ["df.swarm.scatter", "sk.scatter", "texts.swarm.scatter"])

@@ -27,9 +27,16 @@ def functions(df: pd.DataFrame) -> None:
     sk.broadcast("Who are you?", store="runs/a")  # type: ignore[call-arg]
     sk.tree_reduce(df, "response", "Merge: {responses}", n=2)  # type: ignore[call-arg]
     sk.compare(df, "{gene}", mode="batch")  # type: ignore[call-arg]
+    sk.similar(df, "embedding", k="all")  # type: ignore[arg-type]
+    sk.semantic_entropy(df)  # type: ignore[call-arg]
 
 
 def frames(swarm: FrameSwarm) -> None:
+    assert_type(swarm.vote("response", normalize=str.lower), pd.DataFrame)
+    assert_type(swarm.semantic_entropy(by="nli", prompt="{gene}", store="runs/a"), pd.DataFrame)
+    assert_type(swarm.dedupe("embedding", threshold=0.9), pd.DataFrame)
+    assert_type(swarm.filter("Is {gene} a gene?", return_all=True, debias=True), pd.DataFrame)
+    swarm.semantic_entropy(by="words")  # type: ignore[arg-type]
     assert_type(swarm.scatter("{gene}", n=2, details=True, temperature=0.5), pd.DataFrame)
     assert_type(swarm.submit(prompt="{gene}", mode="single"), sk.Run)
     assert_type(swarm.estimate("{gene}", sample=16, price=(0.1, 0.2), store="runs/a"), Estimate)

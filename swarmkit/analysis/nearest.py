@@ -18,7 +18,6 @@ __all__ = ["Vectors"]
 
 Rows = npt.NDArray[np.intp]
 
-_BLOCK = 1024  # vectors: products of two blocks are 4 MB
 _EXACT = 4096  # pairs whose cosines are computed at once
 _FEWEST = 96  # coordinates for which a sketch is worth it
 _MOST = 160  # directions of a sketch
@@ -34,9 +33,12 @@ class Vectors:
     ----------
     rows : array of float32, shape (n, d)
         The vectors; finite, none of them zero.
+    block : int, default 1024
+        How many are compared with how many others at once: products of two such blocks are 4 MB.
     """
 
-    def __init__(self, rows: npt.NDArray[np.float32]) -> None:
+    def __init__(self, rows: npt.NDArray[np.float32], block: int = 1024) -> None:
+        self._block = block
         self._first, self._group = _distinct(rows)
         self._rows = rows if len(self._first) == len(rows) else rows[self._first]
         self._squares = np.concatenate(
@@ -44,7 +46,7 @@ class Vectors:
         )
         self._inverse = (1 / np.sqrt(self._squares)).astype(np.float32)[:, None]
         self._margin = 4 * (rows.shape[1] + 8) * float(np.finfo(np.float32).eps)  # of a product of float32
-        self._memory = np.empty(min(_BLOCK, len(self._rows)) ** 2, np.float32)
+        self._memory = np.empty(min(block, len(self._rows)) ** 2, np.float32)
         self._resting = 0  # blocks for which no sketch is tried
         self._sketch = self._sketched() if rows.shape[1] >= _FEWEST else None
 
@@ -56,15 +58,16 @@ class Vectors:
         leader = np.full(len(self._rows), -1)
         kept = np.zeros(0, np.intp)
         for block in self._blocks():
-            for start in range(0, len(kept), _BLOCK):
-                others, open_rows = kept[start : start + _BLOCK], block[leader[block] < 0]
+            for start in range(0, len(kept), self._block):
+                others, open_rows = kept[start : start + self._block], block[leader[block] < 0]
                 rows, places = self._pairs(open_rows, others, threshold - self._margin)
                 reached = self._cosines(open_rows[rows], others[places]) >= threshold
                 rows, places = rows[reached], places[reached]
                 rows, first = np.unique(rows, return_index=True)
                 leader[open_rows[rows]] = others[places[first]]
             kept = np.concatenate([kept, self._lead(block[leader[block] < 0], threshold, leader)])
-        return self._first[leader][self._group]
+        found: Rows = self._first[leader][self._group]
+        return found
 
     def _lead(self, rows: Rows, threshold: float, leader: Rows) -> Rows:
         """Of rows that no earlier one leads, those that are kept; the leaders of the others are noted."""
@@ -76,7 +79,8 @@ class Vectors:
                 others = rows[np.flatnonzero(may[place])]
                 others = others[leader[others] == others]
                 leader[others[self._cosines(np.full(len(others), row), others) >= threshold]] = row
-        return rows[leader[rows] == rows]
+        found: Rows = rows[leader[rows] == rows]
+        return found
 
     def nearest(self, k: int) -> tuple[Rows, Rows, npt.NDArray[np.float64]]:
         """The ``k`` most similar others of each row: row, other and cosine, nearest first; equal ones in order.
@@ -118,14 +122,13 @@ class Vectors:
             values = np.concatenate([np.full(len(members[one][: k + 1]), cosine) for one, cosine in near])
             first = np.lexsort((places, -values))[: k + 1]
             found.append((places[first], values[first]))
-        rows, theirs, similar = [], [], []
+        nearest: list[tuple[Rows, Rows, npt.NDArray[np.float64]]] = []
         for row, group in enumerate(self._group.tolist()):
             places, values = found[group]
             chosen = np.flatnonzero(places != row)[:k]
-            rows.append(np.full(len(chosen), row))
-            theirs.append(places[chosen])
-            similar.append(values[chosen])
-        return np.concatenate(rows), np.concatenate(theirs), np.concatenate(similar)
+            nearest.append((np.full(len(chosen), row), places[chosen], values[chosen]))
+        rows, theirs, similar = (np.concatenate(parts) for parts in zip(*nearest, strict=True))
+        return rows, theirs, similar
 
     def cosines(self, rows: Rows, others: Rows) -> npt.NDArray[np.float64]:
         """The cosines of pairs of rows, in float64; 1 where they are equal."""
@@ -135,8 +138,8 @@ class Vectors:
     # ---- products ------------------------------
 
     def _blocks(self) -> Iterator[Rows]:
-        count = len(self._rows)
-        return (np.arange(start, min(start + _BLOCK, count)) for start in range(0, count, _BLOCK))
+        count, size = len(self._rows), self._block
+        return (np.arange(start, min(start + size, count)) for start in range(0, count, size))
 
     def _units(self, rows: Rows) -> npt.NDArray[np.float32]:
         found: npt.NDArray[np.float32] = self._rows[rows] * self._inverse[rows]
@@ -155,12 +158,12 @@ class Vectors:
             sketch[block, -1] = np.linalg.norm(units - along @ axes, axis=1)
         return sketch
 
-    def _pairs(self, rows: Rows, others: Rows, least: npt.ArrayLike) -> tuple[Rows, Rows]:
+    def _pairs(self, rows: Rows, others: Rows, least: float | npt.NDArray[np.float32]) -> tuple[Rows, Rows]:
         """Pairs that may have a cosine of ``least`` or more: all that have it, and a few others; in order."""
         found = np.flatnonzero(self._may_reach(rows, others, least))
         return np.divmod(found, max(len(others), 1))
 
-    def _may_reach(self, rows: Rows, others: Rows, least: npt.ArrayLike) -> npt.NDArray[np.bool_]:
+    def _may_reach(self, rows: Rows, others: Rows, least: float | npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
         """Which pairs these are."""
         if self._sketch is not None and not self._resting:
             may: npt.NDArray[np.bool_] = self._products(self._sketch[rows], self._sketch[others]) >= least
@@ -218,7 +221,7 @@ def _distinct(rows: npt.NDArray[np.float32]) -> tuple[Rows, Rows]:
     first: list[int] = []
     group = np.empty(len(rows), np.intp)
     for place in range(len(rows)):
-        key = blake2b(np.ascontiguousarray(rows[place]) + np.float32(0), digest_size=16).digest()  # + 0: of -0, too
+        key = blake2b((rows[place] + np.float32(0)).tobytes(), digest_size=16).digest()  # + 0: of -0, too
         number = groups.setdefault(key, len(first))
         if number == len(first):
             first.append(place)

@@ -85,7 +85,8 @@ def _check_labels(df: pd.DataFrame, column: str, question: npt.NDArray[np.intp])
     """Warn where a label stands for several rows that were asked ``n`` samples each."""
     samples = beside(df, column, "sample")
     if samples is not None and (again := pd.DataFrame({"q": question, "s": samples.to_numpy()}).duplicated()).any():
+        label = df.index[again.to_numpy()].tolist()[0]
         warn(
-            f"the index label {df.index[again.to_numpy().argmax()]!r} and others stand for several rows of samples, "
-            "whose answers are counted together: df.reset_index() before scatter tells them apart"
+            f"the index label {label!r} stands for several rows with samples, whose answers are counted together: "
+            "df.reset_index() before scatter tells them apart"
         )

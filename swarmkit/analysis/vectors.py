@@ -52,7 +52,7 @@ def vectors_of(df: pd.DataFrame, column: VectorsLike) -> tuple[npt.NDArray[np.fl
     else:
         found, rows = _of_array(column, len(df))
     if (bad := np.flatnonzero(~np.isfinite(found).all(axis=1))).size:
-        raise SettingError(f"the vector of row {df.index[rows[bad[0]]]!r} holds NaN or infinity")
+        raise SettingError(f"the vector of row {_label(df.index, int(rows[bad[0]]))!r} holds NaN or infinity")
     some = found.any(axis=1)
     return (found, rows) if some.all() else (found[some], rows[some])
 
@@ -77,7 +77,7 @@ def _of_column(column: pd.Series, what: str) -> tuple[npt.NDArray[np.float32], n
     values = column.array
     size = None
     found = np.zeros((0, 0), np.float32)
-    for place, row in enumerate(rows):
+    for place, row in enumerate(rows.tolist()):
         value = values[row]
         try:
             if isinstance(value, str | bytes):
@@ -85,11 +85,11 @@ def _of_column(column: pd.Series, what: str) -> tuple[npt.NDArray[np.float32], n
             with np.errstate(over="ignore"):
                 vector = np.asarray(value, np.float32)
         except (TypeError, ValueError):
-            vector = np.zeros(())
+            vector = np.zeros((), np.float32)
         if vector.ndim != 1 or not vector.size:
             raise SettingError(
-                f"{what} holds a {type(value).__name__} (row {column.index[row]!r}): must be vectors, as lists or "
-                "arrays of numbers. Make them of texts first, with a model for embeddings"
+                f"{what} holds a {type(value).__name__} (row {_label(column.index, row)!r}): must be vectors, as lists "
+                "or arrays of numbers. Make them of texts first, with a model for embeddings"
             )
         if size is None:
             size = len(vector)
@@ -101,7 +101,7 @@ def _of_column(column: pd.Series, what: str) -> tuple[npt.NDArray[np.float32], n
 
 
 def _of_arrow(column: pd.Series, rows: npt.NDArray[np.intp], what: str) -> npt.NDArray[np.float32]:
-    whole: Any = column.array.__arrow_array__()  # type: ignore[attr-defined] # Arrow's protocol
+    whole: Any = column.array.__arrow_array__()  # Arrow's protocol
     if not hasattr(whole.type, "value_type"):
         raise SettingError(f"{what} is {column.dtype}: must be lists of numbers")
     parts, sizes = [], []
@@ -115,15 +115,20 @@ def _of_arrow(column: pd.Series, rows: npt.NDArray[np.intp], what: str) -> npt.N
         sizes.append(np.full(len(some), fixed) if fixed else some.value_lengths().to_numpy(zero_copy_only=False))
     lengths = np.concatenate(sizes) if sizes else np.zeros(0, np.intp)
     if (other := np.flatnonzero(lengths != lengths[:1].sum())).size:
-        _differ(what, column, rows[other[0]], int(lengths[other[0]]), int(lengths[0]))
+        _differ(what, column, int(rows[other[0]]), int(lengths[other[0]]), int(lengths[0]))
     if not lengths[:1].sum():
         return np.zeros((len(rows), 0), np.float32)
     with np.errstate(over="ignore"):
         return np.concatenate(parts).astype(np.float32, copy=False).reshape(len(rows), -1)
 
 
+def _label(index: pd.Index, row: int) -> object:
+    """A row's label as Python has it."""
+    return index[row : row + 1].tolist()[0]
+
+
 def _differ(what: str, column: pd.Series, row: int, size: int, first: int) -> None:
     raise SettingError(
-        f"{what} has a vector of {size} numbers (row {column.index[row]!r}) beside one of {first}: all must be of one "
-        "length"
+        f"{what} has a vector of {size} numbers (row {_label(column.index, row)!r}) beside one of {first}: all must "
+        "be of one length"
     )

@@ -35,8 +35,8 @@ def vote(df: pd.DataFrame, column: str = "response", *, normalize: Callable[[Any
     pandas.DataFrame
         A row per index label, in order of appearance: ``answer``, in the dtype of ``column`` (the first of those that
         are equally frequent); ``agreement``, its share of the valid answers, 0 to 1; ``entropy`` of their shares, in
-        nats: 0 where all are the same; and ``n_valid``. Missing answers, and those beside an error in ``<column>_error``, are
-        not valid; where there is no valid one, the first three are missing.
+        nats: 0 where all are the same; and ``n_valid``. Missing answers, and those beside an error in
+        ``<column>_error``, are not valid; where there is no valid one, the first three are missing.
 
     Raises
     ------
@@ -96,7 +96,6 @@ def _column(values: list[Any], index: pd.Index) -> pd.Series:
     kinds = {type(value) for value in values if value is not None}
     if kinds <= {str}:
         return text_column(values, index)
-    for names, dtype in (({bool}, "boolean"), ({int}, "Int64"), ({int, float}, "Float64")):
-        if kinds <= names:
-            return pd.Series(pd.array(values, dtype=dtype), index)
-    return pd.Series(values, index, dtype=object)
+    numbers: list[tuple[set[type], Any]] = [({bool}, "boolean"), ({int}, "Int64"), ({int, float}, "Float64")]
+    dtype = next((dtype for names, dtype in numbers if kinds <= names), object)
+    return pd.Series(values, index, dtype=dtype)

@@ -76,7 +76,7 @@ def cluster_embeddings(
     """
     if method not in _LINKAGES:
         raise SettingError(f"method={method!r}: must be {', '.join(map(repr, _LINKAGES))}")
-    if np.size(embeddings) == 0 and np.shape(embeddings)[:1] == (0,):
+    if len(np.asarray(embeddings)) == 0:
         return np.array([], np.int64)
     distance = 1.0 - cosines(embeddings)
     np.fill_diagonal(distance, np.inf)
@@ -120,8 +120,8 @@ def leader_clusters(same: npt.ArrayLike) -> npt.NDArray[np.int64]:
     labels = np.zeros(len(means), np.int64)
     leaders: list[int] = []
     for answer in range(len(means)):
-        found = np.flatnonzero(means[answer, leaders]) if leaders else ()
-        if len(found):
+        found = np.flatnonzero(means[answer][leaders])
+        if found.size:
             labels[answer] = found[0] + 1
         else:
             leaders.append(answer)
