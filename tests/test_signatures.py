@@ -77,7 +77,7 @@ def test_every_parameter_is_described_once_in_the_order_of_the_signature(verb: A
 def test_the_docstring_shows_the_default_of_every_keyword(verb: Any) -> None:
     doc = inspect.getdoc(verb) or ""
     for p in inspect.signature(verb).parameters.values():
-        if p.kind is p.KEYWORD_ONLY and p.default is not None:
+        if p.kind is p.KEYWORD_ONLY and p.default not in (None, p.empty):
             shown = f'"{p.default}"' if isinstance(p.default, str) else re.escape(repr(p.default))
             entry = re.search(rf"^{p.name} : (.*)", doc, re.MULTILINE)
             assert entry, p.name
@@ -305,7 +305,8 @@ def test_a_message_suggests_only_what_the_verb_takes(pool: sk.VLLMPool, genes: p
         "preview": lambda **o: genes.swarm.preview("{gene}", **o),
         "compare": lambda **o: genes.swarm.compare("{gene}", **o),
     }
-    every = {name for verb in VERBS.values() for name in keywords(verb)} - {"workers"}
+    asking = [names for names in map(keywords, VERBS.values()) if "pool" in names]
+    every = {name for names in asking for name in names} - {"workers"}
     for verb, call in calls.items():
         taken = set(inspect.signature(getattr(sk, verb)).parameters)
         for name in {*(every - taken), *(f"{name}s" for name in every), "model", "stream", "messages", "xyz"} - taken:

@@ -302,6 +302,7 @@ def test_vectors_say_what_means_the_same(pool: sk.VLLMPool) -> None:
         ({"by": "embedding", "vectors": "v", "pool": "h"}, "pool= means nothing with by='embedding'"),
         ({"by": "embedding", "vectors": "v", "prompt": "q"}, "prompt= means nothing with by='embedding'"),
         ({"by": "embedding", "vectors": lambda texts: np.zeros((1, 2))}, r"gave the shape \(1, 2\) for 4 texts"),
+        ({"by": "embedding", "vectors": "v", "threshold": 9}, "threshold=9: must be a cosine"),
         ({"by": "nli", "vectors": "v"}, "vectors= means nothing with by='nli'"),
         ({"by": "llm", "threshold": 0.5}, "threshold= means nothing with by='llm'"),
         ({"by": "llm", "n": 2}, "semantic_entropy takes no n="),

@@ -22,6 +22,7 @@ _EXACT = 4096  # pairs whose cosines are computed at once
 _FEWEST = 96  # coordinates for which a sketch is worth it
 _MOST = 160  # directions of a sketch
 _SAMPLE = 512  # vectors that say which directions
+_SMALL = 1e-18  # a norm below, or above its inverse, is far from 1
 _PRUNED = 64  # a sketch has done its work if it leaves one of so many pairs
 _REST = 32  # blocks, after one for which it has not
 
@@ -41,10 +42,13 @@ class Vectors:
         self._block = block
         self._first, self._group = _distinct(rows)
         self._rows = rows if len(self._first) == len(rows) else rows[self._first]
-        self._squares = np.concatenate(
-            [np.zeros(0), *((self._rows[b].astype(np.float64) ** 2).sum(axis=1) for b in self._blocks())]
-        )
-        self._inverse = (1 / np.sqrt(self._squares)).astype(np.float32)[:, None]
+        self._squares = self._summed_squares()
+        norms = np.sqrt(self._squares)
+        if len(norms) and not _SMALL < norms.min() <= norms.max() < 1 / _SMALL:  # float32 would overflow
+            self._rows = np.ldexp(self._rows, -np.frexp(norms)[1][:, None])
+            self._squares = self._summed_squares()
+            norms = np.sqrt(self._squares)
+        self._inverse = (1 / norms).astype(np.float32)[:, None]
         self._margin = 4 * (rows.shape[1] + 8) * float(np.finfo(np.float32).eps)  # of a product of float32
         self._memory = np.empty(min(block, len(self._rows)) ** 2, np.float32)
         self._resting = 0  # blocks for which no sketch is tried
@@ -140,6 +144,10 @@ class Vectors:
     def _blocks(self) -> Iterator[Rows]:
         count, size = len(self._rows), self._block
         return (np.arange(start, min(start + size, count)) for start in range(0, count, size))
+
+    def _summed_squares(self) -> npt.NDArray[np.float64]:
+        parts = [(self._rows[block].astype(np.float64) ** 2).sum(axis=1) for block in self._blocks()]
+        return np.concatenate([np.zeros(0), *parts])
 
     def _units(self, rows: Rows) -> npt.NDArray[np.float32]:
         found: npt.NDArray[np.float32] = self._rows[rows] * self._inverse[rows]

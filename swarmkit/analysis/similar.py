@@ -11,7 +11,7 @@ from ..errors import SettingError
 from ..frames.call import is_whole
 from ..frames.prompts import plain_scalar
 from .nearest import Vectors
-from .vectors import VectorsLike, vectors_of
+from .vectors import VectorsLike, check_cosine, vectors_of
 
 __all__ = ["dedupe", "similar"]
 
@@ -106,8 +106,8 @@ def dedupe(
     UnknownColumnError, PromptError
         The column does not exist, or several have its name.
     SettingError
-        ``threshold`` is not from -1 to 1, a column of the result would overwrite one of ``df``, or the values are no
-        vectors of one length.
+        ``threshold`` is not from -1 to 1, a column of the result would overwrite one of ``df`` (only all three are
+        replaced), or the values are no vectors of one length.
 
     Examples
     --------
@@ -118,18 +118,18 @@ def dedupe(
     >>> df.swarm.dedupe("v", threshold=0.9, return_all=True)["cluster_first"].tolist()
     ['a', 'b', 'a']
     """
-    if isinstance(threshold, bool) or not isinstance(threshold, int | float | np.number) or not -1 <= threshold <= 1:
-        raise SettingError(f"threshold={threshold!r}: must be a cosine, -1 to 1")
+    least = check_cosine("threshold", threshold)
     vectors, rows = vectors_of(df, column)
     found = Vectors(vectors)
-    leaders = found.leaders(float(threshold))
+    leaders = found.leaders(least)
     if not return_all:
         dropped = rows[leaders != np.arange(len(rows))]
         kept = np.ones(len(df), bool)
         kept[dropped] = False
         return df[kept]
     names = [out, f"{out}_first", f"{out}_similarity"]
-    if clash := [name for name in names if name in df.columns]:
+    clash = [name for name in names if name in df.columns]
+    if 0 < len(clash) < len(names):  # all are those of an earlier call
         raise SettingError(f"return_all=True would overwrite the column {clash[0]!r}: choose another out=")
     first, cluster = np.unique(leaders, return_inverse=True)
     missing = np.ones(len(df), bool)

@@ -11,9 +11,22 @@ import pandas as pd
 from ..errors import SettingError
 from ..frames.prompts import check_column, check_frame, missing_in, unique_column
 
-__all__ = ["VectorsLike", "vectors_of"]
+__all__ = ["VectorsLike", "check_cosine", "vectors_of"]
 
 VectorsLike = str | npt.NDArray[Any]
+
+
+def check_cosine(name: str, value: object) -> float:
+    """A cosine similarity that a call gives.
+
+    Raises
+    ------
+    SettingError
+        It is no number from -1 to 1.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating) or not -1 <= value <= 1:
+        raise SettingError(f"{name}={value!r}: must be a cosine, -1 to 1")
+    return float(value)
 
 
 def vectors_of(df: pd.DataFrame, column: VectorsLike) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.intp]]:
