@@ -207,3 +207,14 @@ def test_a_probe_is_ridge_regression_whose_intercept_is_free(tmp_path: Path) -> 
     assert load_probe(tmp_path / "probe.npz")[2] is None, "not the notes of the one before"
     with pytest.raises(SettingError, match=r"the shape \(50, 4\) and target_entropy has 2 values"):
         train_probe(states, [1.0, 2.0])
+
+
+def test_the_package_of_older_code_has_them_as_well() -> None:
+    import swarmkit.uq as uq
+
+    assert uq.semantic_entropy is semantic_entropy
+    assert {uq.kernel_language_entropy, uq.train_probe, uq.save_probe} == {
+        kernel_language_entropy,
+        train_probe,
+        save_probe,
+    }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any, Literal, Unpack
@@ -13,7 +13,7 @@ import pandas as pd
 
 from ..errors import SettingError, warn
 from ..frames.call import arguments
-from ..frames.classify import classify
+from ..frames.classify import LabelFrame, labelled
 from ..frames.options import NOT_OF_LABELS, MeaningOptions
 from ..frames.prompts import PromptLike, make_prompts
 from ..frames.signatures import takes
@@ -116,7 +116,7 @@ def semantic_entropy(
        semantic_entropy  n_clusters  n_valid
     0          0.636514           2        3
     """
-    arguments(semantic_entropy, options)  # refuses what is not known
+    given = {**arguments(semantic_entropy, options), "out": "label", "details": True, "only_missing": False}
     if by not in ("nli", "embedding", "llm"):
         raise SettingError(f"by={by!r}: must be 'nli', 'embedding' or 'llm'")
     samples = Samples.of(df, column)
@@ -131,7 +131,7 @@ def semantic_entropy(
                 raise SettingError(
                     f"{name}= means nothing with by={by!r}, which asks a model: it is for by='embedding'"
                 )
-        judged = _by_model(df, samples, by, prompt, dict(options))
+        judged = _by_model(df, samples, by, prompt, given)
     found = [*judged]
     if return_all:
         return _with_clusters(df, column, samples, found)
@@ -205,7 +205,7 @@ def _by_vectors(
 
 
 def _by_model(
-    df: pd.DataFrame, samples: Samples, by: str, prompt: PromptLike | None, options: dict[str, Any]
+    df: pd.DataFrame, samples: Samples, by: str, prompt: PromptLike | None, given: dict[str, Any]
 ) -> Iterator[_Judged]:
     asked = [""] * len(df)
     if prompt is not None:
@@ -219,7 +219,7 @@ def _by_model(
             for first, second in [(one, other), (other, one)][: 2 if by == "nli" else 1]:
                 questions.append(number)
                 prompts.append(template.format(asked=asked[rows[0]], one=first, other=second))
-    answers = _ask(prompts, samples.index.take(questions), labels, options)
+    answers = _ask(prompts, samples.index.take(questions), labels, given)
     start = 0
     for rows, distinct in zip(groups, texts, strict=True):
         size = len(distinct)
@@ -249,11 +249,26 @@ class _Answers:
     errors: list[str | None]
 
 
-def _ask(prompts: Sequence[str], index: pd.Index, labels: Sequence[str], options: dict[str, Any]) -> _Answers:
+class _PairFrame(LabelFrame):
+    """Pairs of texts, a row each."""
+
+    def __init__(self, df: pd.DataFrame, prompt: PromptLike, labels: Sequence[str], given: Mapping[str, Any]) -> None:
+        super().__init__(df, prompt, labels, given)
+        self.label = "semantic_entropy"
+
+    def hint(self) -> str:
+        """What to do about failed rows."""
+        return (
+            "These are pairs of answers, and their index labels have no entropy. The same call asks again; with store= "
+            "only these"
+        )
+
+
+def _ask(prompts: Sequence[str], index: pd.Index, labels: Sequence[str], given: dict[str, Any]) -> _Answers:
     if not prompts:
         return _Answers(np.zeros(0, bool), np.zeros(0), [])
     pairs = pd.DataFrame({"pair": text_column(prompts, index)}, index)
-    found = classify(pairs, "pair", labels, details=True, **options)
+    found = labelled(_PairFrame(pairs, "pair", labels, given), given)
     same = (found["label"] == labels[0]).to_numpy(bool)
     shares = found[f"p_{labels[0]}"].to_numpy(np.float64, na_value=np.nan)
     half = found["label"] == "neutral"

@@ -292,7 +292,8 @@ class Run:
         merges = self.verb == "tree_reduce"
         causes = FailureSummary("groups" if merges else "rows")
         causes.add(self._errors())
-        rows = len(frame) if self.verb in ("classify", "filter") else self.stats.rows  # it may ask a row twice
+        twice = self.verb in ("classify", "filter", "semantic_entropy")  # they may ask a row twice
+        rows = len(frame) if twice else self.stats.rows
         text = causes.text("the merges" if merges else f"{rows:,} rows", self._hint)
         lines = [text] if causes.count else []
         if self.stats.deadline:
