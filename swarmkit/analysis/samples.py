@@ -50,11 +50,9 @@ class Samples:
         errors = beside(df, column, "error")
         if errors is not None:
             absent = absent | np.array([isinstance(error, str) for error in errors], bool)
+        values = zip(values_of(answers), absent.tolist(), strict=True)
         read = normalize or _plain
-        found = [None] * len(df)
-        for row, (value, missing) in enumerate(zip(values_of(answers), absent, strict=True)):
-            if not missing:
-                found[row] = _read(read, value, df.index[row] if normalize else None)
+        found = [None if no else _read(read, value, df.index, row) for row, (value, no) in enumerate(values)]
         _check_labels(df, column, question)
         return cls(df.index.take(first), question, found, answers)
 
@@ -68,12 +66,13 @@ def beside(df: pd.DataFrame, column: str, name: str) -> pd.Series | None:
     return found if isinstance(found, pd.Series) else None
 
 
-def _read(read: Callable[[Any], Any], value: Any, label: object) -> Any:
+def _read(read: Callable[[Any], Any], value: Any, index: pd.Index, row: int) -> Any:
     try:
         found = read(value)
     except Exception as exc:
+        label = index[row : row + 1].tolist()[0]
         raise SettingError(f"normalize= failed on row {label!r}, {value!r}: {exc!r}") from exc
-    return None if found is None or found is pd.NA or found != found else found
+    return None if found is pd.NA or found is pd.NaT or (isinstance(found, float) and found != found) else found
 
 
 def _plain(value: Any) -> Any:
