@@ -1,8 +1,8 @@
 """Which rows go where, and when: a state machine without I/O, clock or randomness of its own.
 
-Events go in (``Delivered``, ``Ended``, ``Failed``, ``Distrusted``, ``Added``, ``Removed``, ``Tick``), each with the
-time, and messages come out (``Send``, ``Settle``, ``Drop``, ``Wake``, ``Stop``). Times are seconds on any clock that
-does not go back.
+Events go in (``Delivered``, ``Ended``, ``Failed``, ``Distrusted``, ``Added``, ``Removed``, ``Joined``, ``Tick``), each
+with the time, and messages come out (``Send``, ``Settle``, ``Drop``, ``Wake``, ``Stop``). Times are seconds on any
+clock that does not go back.
 
 The rules, in the order an endpoint looking for work applies them:
 
@@ -91,6 +91,8 @@ class Scheduler:
         Gives the tokens of a row, prompt and answer, as far as they can be estimated: for rates.
     parts : sequence of int, optional
         By position, which rows of the queues belong together (``prefixes.PrefixOrder``).
+    awaited : int
+        Rows that may join while the run goes on (``Joined``). It is over when none is left, and none may come.
 
     Attributes
     ----------
@@ -127,11 +129,13 @@ class Scheduler:
         expected: bool = True,
         tokens: Callable[[int], int] = lambda row: 1,
         parts: Sequence[int] | None = None,
+        awaited: int = 0,
     ) -> None:
         self.fleet = fleet
-        self._limited = limited or {}
+        self._limited = dict(limited or {})  # grows with the rows that join
         self._queues = Queues(queues, self._limited, parts)
         self._left = self._queues.unsent
+        self._awaited = awaited
         self.rations = Rations(self.fleet, tokens)
         self._busy_for: set[int] = set()  # rows for which endpoints were full when they were asked alone
         self._retry = retry = fleet.retry
@@ -140,7 +144,7 @@ class Scheduler:
         self.attempts = bytearray(size)
         self.counts = Counts()
         self._met_stale: set[int] = set()  # rows that have met a connection closed by the server
-        self._evidence = Evidence(retry.max_attempts, self._left)
+        self._evidence = Evidence(retry.max_attempts, self._left + awaited)
         self._suspects = Suspects(self.fleet, self._evidence)
         self._suspects_check_at = 0.0
         self._retry_batches = RetryBatches()
@@ -160,6 +164,7 @@ class Scheduler:
         self._hedge = hedge
         self._expected = expected
         self._tickets = 0
+        self._dealt = 0  # rows that joined
         self._last_failure: Failure | None = None
         self._stopped = False
         self._now = 0.0
@@ -240,6 +245,8 @@ class Scheduler:
                 self._ticked()
             case messages.Distrusted(index, rows):
                 self._distrusted(index, rows)
+            case messages.Joined():
+                self._joined(event)
             case messages.Added(index) | messages.Removed(index):
                 self._fill(index)  # of one that has left it frees the suspect rows that it was reserved for
             case messages.Delivered(ticket, rows, invalid) if request := self._in_flight.get(ticket):
@@ -293,6 +300,22 @@ class Scheduler:
             self._waiting.pop(index, None)
             self._give_up_second_opinions()
             self._work_available = True  # the rows of its queue are there to be stolen
+
+    def _joined(self, event: messages.Joined) -> None:
+        """Rows join: they are dealt to the endpoints in turn, and those that have nothing to do steal them."""
+        self._awaited = event.awaited
+        if not event.rows:
+            return
+        if not self._left:
+            self._answered_at = self._now  # nothing was asked: the time in which one must answer begins anew
+        self._left += len(event.rows)
+        self._limited.update(event.limited)
+        present = [i for i, e in enumerate(self.fleet) if e.breaker is not Breaker.REMOVED] or [0]
+        for place in range(min(len(present), len(event.rows))):
+            index = present[(self._dealt + place) % len(present)]
+            self._queues.put_back(index, event.rows[place :: len(present)], last=True)
+        self._dealt += len(event.rows)
+        self._work_available = True
 
     def _delivered(self, request: Request, rows: Sequence[int], invalid: Sequence[int]) -> None:
         if not (rows or invalid):
@@ -351,7 +374,7 @@ class Scheduler:
         row_s = request.waited_s / request.delivered if request.delivered else math.inf
         rows, took_s = len(request.batch.rows), self._now - request.sent_at
         self.fleet.ended(request.batch.endpoint, rows, row_s, took_s)
-        self.fleet.grow(rows, took_s, self._left)
+        self.fleet.grow(rows, took_s, self._left + self._awaited)
         if at_limit:  # others have waited longer for this place
             self._waiting[request.batch.endpoint] = None
         else:
@@ -644,7 +667,7 @@ class Scheduler:
             self._test(index)
             return
         sent = 0
-        while room := self.fleet.room(index, self._left, self._now):
+        while room := self.fleet.room(index, self._left + self._awaited, self._now):
             if len(self._in_flight) >= self._concurrency or sent >= most:
                 self._waiting[index] = None
                 return
@@ -798,7 +821,7 @@ class Scheduler:
         idle = [i for i in idle if self.fleet.rate_of(i) is None]  # what is limited is not spent on them
         idle = [i for i in idle if self.fleet[i].well] or idle
         idle.sort(key=lambda i: self.fleet[i].row_s)  # the quickest first
-        rows = self._stragglers.held_up(self._now, self._left)
+        rows = self._stragglers.held_up(self._now, self._left + self._awaited)
         for place, index in enumerate(idle):
             if len(self._in_flight) >= self._concurrency:
                 return
@@ -819,7 +842,7 @@ class Scheduler:
         e = self.fleet[index]
         if not e.held and e.row_s <= 1.5 * self.fleet.usual_row_s and self.fleet.can_send(index, self._now):
             return min(self.fleet.max_size, e.max_rows)
-        return self.fleet.room(index, self._left, self._now)
+        return self.fleet.room(index, self._left + self._awaited, self._now)
 
     def _send(
         self,
@@ -910,7 +933,10 @@ class Scheduler:
         return max(self._answered_at, self.rations.held_until) + patience
 
     def _finish(self) -> None:
-        if not self._left:
+        if not self._left and self._awaited:  # there is nothing to do but to wait for rows
+            if self.fleet.last_sends is not None and self._now >= self.fleet.last_sends.deadline.at:
+                self._stop(self.fleet.last_sends.deadline.failure)
+        elif not self._left:
             self._stopped = True
             # Requests whose rows are all delivered have trailing data at most; the others hold duplicates or probe.
             for request in list(self._in_flight.values()):

@@ -21,12 +21,16 @@ __all__ = [
     "BroadcastOptions",
     "ClassifyOptions",
     "CompareOptions",
+    "NOT_OF_PIPELINE",
+    "NOT_OF_STEP",
     "ModelsOptions",
     "PartitionScatterOptions",
     "PartitionTreeOptions",
+    "PipelineOptions",
     "PreviewOptions",
     "Sampling",
     "ScatterOptions",
+    "StepOptions",
     "TreeOptions",
 ]
 
@@ -354,6 +358,14 @@ class ScatterOptions(_Rows, _Running, _Model, _Deadline, _Showing, total=False):
     """Keywords of ``scatter``, ``ascatter``, ``submit`` and ``iter_scatter``."""
 
 
+class StepOptions(_Rows, _Running, _Model, total=False):
+    """Keywords of ``Step``, but for ``NOT_OF_STEP``."""
+
+
+class PipelineOptions(_Running, _Model, _Deadline, _Showing, total=False):
+    """Keywords of ``pipeline``, but for ``NOT_OF_PIPELINE``."""
+
+
 class ModelsOptions(_Running, _Showing, total=False):
     """Keywords of ``compare_models``."""
 
@@ -415,3 +427,5 @@ class PartitionTreeOptions(_Tree, _Running, _Model, total=False):
 
 NOT_OF_LABELS = {*keywords(Sampling), *keywords(_Schema), "max_tokens", "thinking_tokens"}
 """An answer of one token, or of one label, is shaped by none of these."""
+NOT_OF_STEP = {"out", "n", "only_missing", "messages", "store", "on_error"}
+NOT_OF_PIPELINE = {*keywords(_Schema)}

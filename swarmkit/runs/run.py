@@ -40,6 +40,7 @@ OnError = Literal["column", "raise"]
 T = TypeVar("T")
 
 RUN_AGAIN = "Run the same command again: with store= nothing is asked twice"
+_NOUNS = {"tree_reduce": "merge", "pipeline": "answer"}  # what a run counts
 _ONLY_MISSING = "only_missing=True asks only these rows"
 _GRACE_S = 0.5
 """Seconds after its deadline in which a run ends by itself, once it sends."""
@@ -292,12 +293,13 @@ class Run:
         merges = self.verb == "tree_reduce"
         causes = FailureSummary("groups" if merges else "rows")
         causes.add(self._errors())
-        rows = len(frame) if self.verb == "classify" else self.stats.rows  # it may ask a row twice
+        rows = len(frame) if self.verb in ("classify", "pipeline") else self.stats.rows  # may ask a row several times
         text = causes.text("the merges" if merges else f"{rows:,} rows", self._hint)
         lines = [text] if causes.count else []
         if self.stats.deadline:
             again = f"; on the result {_ONLY_MISSING}" if self._hint else ""
-            lines.append(f"{self.stats.left('merge' if merges else 'row')}. {RUN_AGAIN}{again}")
+            noun = _NOUNS.get(self.verb, "row")
+            lines.append(f"{self.stats.left(noun)}. {RUN_AGAIN}{again}")
         if lines and self._on_error == "raise":
             raise ScatterError("\n".join(lines), frame)
         lines += self.stats.cuts()
