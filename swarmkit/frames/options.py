@@ -18,11 +18,11 @@ from .store import Store
 
 __all__ = [
     "NOT_OF_LABELS",
+    "NOT_OF_PIPELINE",
+    "NOT_OF_STEP",
     "BroadcastOptions",
     "ClassifyOptions",
     "CompareOptions",
-    "NOT_OF_PIPELINE",
-    "NOT_OF_STEP",
     "ModelsOptions",
     "PartitionScatterOptions",
     "PartitionTreeOptions",
@@ -428,4 +428,6 @@ class PartitionTreeOptions(_Tree, _Running, _Model, total=False):
 NOT_OF_LABELS = {*keywords(Sampling), *keywords(_Schema), "max_tokens", "thinking_tokens"}
 """An answer of one token, or of one label, is shaped by none of these."""
 NOT_OF_STEP = {"out", "n", "only_missing", "messages", "store", "on_error"}
+"""What the name of a step says, what is the whole pipeline's, and what a step has only one of."""
 NOT_OF_PIPELINE = {*keywords(_Schema)}
+"""What is different for each step."""

@@ -7,6 +7,7 @@ after its answer, so no step waits for the slowest rows of the one before.
 from __future__ import annotations
 
 import asyncio
+import inspect
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -43,9 +44,9 @@ _SPENT = ("cut", "prompt_tokens", "completion_tokens", "_counted")
 def pipeline(df: pd.DataFrame, steps: Sequence[Step], **options: Unpack[PipelineOptions]) -> pd.DataFrame:
     """Ask each row several questions, one after another, whose prompts may use the answers before.
 
-    A row goes on to its next step when it has its answer, whatever the other rows do, so the steps overlap. Each step is
-    asked as ``scatter`` asks it, with its own schema, pool or model. Keywords of the call hold for every step that does
-    not say otherwise.
+    A row goes on to its next step when it has its answer, whatever the other rows do, so the steps overlap. Each step
+    is asked as ``scatter`` asks it, with its own schema, pool or model; an endpoint may hold the requests of several.
+    Keywords of the call hold for every step that does not say otherwise.
 
     Parameters
     ----------
@@ -57,10 +58,10 @@ def pipeline(df: pd.DataFrame, steps: Sequence[Step], **options: Unpack[Pipeline
     Returns
     -------
     pandas.DataFrame
-        A copy of ``df``, same index, same order, with the columns of every step: ``<name>``, ``<name>_error``, and those
-        of its ``schema`` or ``details``, as ``scatter`` has them. A row that fails at a step has no later answers, and
-        their errors say why. A row that a step does not ask (``when=``) has neither answer nor error there, nor in later
-        steps whose prompt or ``when=`` names its columns; the others ask it.
+        A copy of ``df``, same index, same order, with the columns of every step: ``<name>``, ``<name>_error``, and
+        those of its ``schema`` or ``details``, as ``scatter`` has them. A row that fails at a step has no later
+        answers, and their errors say why. A row that a step does not ask (``when=``) has neither answer nor error
+        there, nor in later steps whose prompt or ``when=`` names its columns; the others ask it.
 
     Raises
     ------
@@ -70,7 +71,8 @@ def pipeline(df: pd.DataFrame, steps: Sequence[Step], **options: Unpack[Pipeline
         No step, two of one name, columns of two steps that have the same name, a ``when=`` that is no expression; or a
         keyword that is not taken.
     NoEndpointsError, ScatterInterrupted, ScatterError
-        As for ``scatter``. If no endpoint of a step is left, the other steps end, too; ``.frame`` has what had finished.
+        As for ``scatter``. If no endpoint of a step is left, the other steps end, too; ``.frame`` has what had
+        finished.
 
     Examples
     --------
@@ -216,19 +218,11 @@ class _Part:
         """Ask all rows that come."""
         if not (rows := await self.next()):
             return None
-        call, how = self.call, {"store": self.call.store, "dedup": self.call.dedup, "deadline": self.call.deadline}
-        return await run_with_reuse(
-            call.pool,
-            self.prompts,
-            call.spec,
-            self.frame.columns,
-            (),
-            rows,
-            self.stats,
-            parts=[self],
-            arrivals=self,
-            **how,
-        )
+        call = self.call
+        how: dict[str, Any] = {"store": self.call.store, "dedup": self.call.dedup, "deadline": self.call.deadline}
+        how |= {"parts": [self], "arrivals": self}
+        columns = self.frame.columns
+        return await run_with_reuse(call.pool, self.prompts, call.spec, columns, (), rows, self.stats, **how)
 
 
 class _Pipeline:
@@ -239,6 +233,8 @@ class _Pipeline:
 
     def __init__(self, df: pd.DataFrame, steps: Sequence[Step], options: Mapping[str, Any]) -> None:
         check_frame(df)
+        if own := [name for name in options if name in _OF_STEP - inspect.signature(pipeline).parameters.keys()]:
+            raise TypeError(f"{own[0]}= belongs to a step: swarmkit.Step(name, prompt, {own[0]}=...)")
         self._given = given = arguments(pipeline, options)
         self.df = df.copy(deep=False)
         self.steps = _checked(steps)
@@ -276,7 +272,7 @@ class _Pipeline:
                 call = read_options({**given, "pool": made.get(id(asked), asked)})
                 if call.owned:
                     made[id(asked)] = call.pool
-                calls.append(replace(call, store=call.store.for_frames() if call.store else None))
+                calls.append(replace(call, store=call.store.for_frames() if call.store is not None else None))
         except BaseException:
             _close(calls)
             raise
@@ -421,9 +417,7 @@ def _checked(steps: Sequence[Step]) -> list[Step]:
     if not found:
         raise SettingError("steps=[]: a pipeline needs one swarmkit.Step(name, prompt, ...) at least")
     if other := [step for step in found if not isinstance(step, Step)]:
-        raise SettingError(
-            f"steps= holds a {type(other[0]).__name__}: every step is a swarmkit.Step(name, prompt, ...)"
-        )
+        raise SettingError(f"steps= holds a {type(other[0]).__name__}: each is a swarmkit.Step(name, prompt, ...)")
     names = [step.name for step in found]
     if twice := [name for name in names if names.count(name) > 1]:
         raise SettingError(f"two steps are named {twice[0]!r}: each needs a name of its own, for its column")

@@ -40,14 +40,14 @@ class Step:
         Parameters
         ----------
         name : str
-            Name of the step, and of its column of answers; ``<name>_error`` stands beside it, and ``<name>_<field>`` for
-            each field of its ``schema``. Columns of these names are replaced.
+            Name of the step, and of its column of answers; ``<name>_error`` stands beside it, and ``<name>_<field>``
+            for each field of its ``schema``. Columns of these names are replaced.
         prompt : str or callable
             A column's name, a template with ``{column}`` placeholders, or a function of the row. Columns of earlier
             steps may be used.
         when : str, optional
-            Which rows are asked: a pandas expression over columns, as ``"{extract_n} > 3"``. The others, and those where
-            a value is missing, have no answer and no error here, and go on to the next step.
+            Which rows are asked: a pandas expression over columns, as ``"{extract_n} > 3"``. The others, and those
+            where a value is missing, have no answer and no error here, and go on to the next step.
         """
         self.name = name
         self.prompt = prompt
@@ -104,14 +104,14 @@ class StepFrame(ScatterFrame):
         earlier = {label: other.name for other in before for label in other.added}
         if clash := [label for label in self.added if label in earlier]:
             raise SettingError(
-                f"the steps {earlier[clash[0]]!r} and {self.name!r} would both have the column {clash[0]!r}: give one of "
-                "them another name"
+                f"the steps {earlier[clash[0]]!r} and {self.name!r} would both have the column {clash[0]!r}: give "
+                "one of them another name"
             )
         empty = self._rows([])
         if not isinstance(step.prompt, str) and not callable(step.prompt):
             raise PromptError(
-                f"the prompt of step {self.name!r} is a {type(step.prompt).__name__}: it must be a template, a column's "
-                "name or a callable. A Series can be made a column first"
+                f"the prompt of step {self.name!r} is a {type(step.prompt).__name__}: it must be a template, a "
+                "column's name or a callable. A Series can be made a column first"
             )
         make_prompts(empty, step.prompt)
         self._condition = None if step.when is None else Condition(step.when, empty.columns)
