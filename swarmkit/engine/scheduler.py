@@ -21,6 +21,7 @@ when nothing more is sent; the rules of failure are in ``policy.py``.
 
 from __future__ import annotations
 
+import heapq
 import itertools
 import math
 from array import array
@@ -56,6 +57,7 @@ _PROBE_PAUSES = 20  # shortest pauses until an endpoint is probed again that ref
 _MAX_PROBES = 4  # endpoints that are probed at one event for the sake of suspect rows
 _PATIENT_PAUSES = 60  # shortest pauses that a run waits for what may never come
 _LAST_BATCHES = 64  # to retry, where nothing else is unsent: an endpoint takes its share of their rows
+_TOGETHER = 4  # rows that join at one endpoint, if there are so many
 _LOOKED_AT = 16  # endpoints that wait for a place: the first of these that is well gets it
 
 
@@ -136,6 +138,7 @@ class Scheduler:
         self._queues = Queues(queues, self._limited, parts)
         self._left = self._queues.unsent
         self._awaited = awaited
+        fleet.fed = awaited > 0
         self.rations = Rations(self.fleet, tokens)
         self._busy_for: set[int] = set()  # rows for which endpoints were full when they were asked alone
         self._retry = retry = fleet.retry
@@ -164,7 +167,6 @@ class Scheduler:
         self._hedge = hedge
         self._expected = expected
         self._tickets = 0
-        self._dealt = 0  # rows that joined
         self._last_failure: Failure | None = None
         self._stopped = False
         self._now = 0.0
@@ -302,7 +304,8 @@ class Scheduler:
             self._work_available = True  # the rows of its queue are there to be stolen
 
     def _joined(self, event: messages.Joined) -> None:
-        """Rows join: they are dealt to the endpoints in turn, and those that have nothing to do steal them."""
+        """Rows join: they go to the endpoints that hold the least, a few to each; what these have no room for waits in
+        their queues, to be stolen."""
         self._awaited = event.awaited
         if not event.rows:
             return
@@ -310,11 +313,14 @@ class Scheduler:
             self._answered_at = self._now  # nothing was asked: the time in which one must answer begins anew
         self._left += len(event.rows)
         self._limited.update(event.limited)
-        present = [i for i, e in enumerate(self.fleet) if e.breaker is not Breaker.REMOVED] or [0]
-        for place in range(min(len(present), len(event.rows))):
-            index = present[(self._dealt + place) % len(present)]
-            self._queues.put_back(index, event.rows[place :: len(present)], last=True)
-        self._dealt += len(event.rows)
+        usable = [i for i, e in enumerate(self.fleet) if e.ready] or range(len(self.fleet))
+        count = math.ceil(len(event.rows) / _TOGETHER)
+        dealt_to = heapq.nsmallest(count, usable, key=lambda i: self.fleet[i].held + len(self._queues[i]))
+        for place, index in enumerate(dealt_to):
+            self._queues.put_back(index, event.rows[place :: len(dealt_to)], last=True)
+        for index in dealt_to:
+            self._idle.pop(index, None)
+            self._fill(index, steal=False)
         self._work_available = True
 
     def _delivered(self, request: Request, rows: Sequence[int], invalid: Sequence[int]) -> None:

@@ -205,14 +205,10 @@ class LabelFrame(ScatterFrame):
         found = {**self._unreadable, **found}
         return [(self.df.index[row], found[row]) for row in sorted(found)]
 
-    def frame(
-        self, unfinished: str, rows: Sequence[int] | None = None, base: pd.DataFrame | None = None
-    ) -> pd.DataFrame:
+    def frame(self, unfinished: str, rows: Sequence[int] | None = None) -> pd.DataFrame:
         """The frame with the labels so far; rows that have neither label nor error get ``unfinished``."""
         positions = np.arange(len(self.df)) if rows is None else np.asarray(rows, dtype=np.intp)
-        out = self.out
-        if base is None:
-            base = self.df if rows is None else self.df.iloc[positions]
+        base, out = self.df if rows is None else self.df.iloc[positions], self.out
         codes, errors, shares, masses = self._read(positions, unfinished)
         read = zip(positions.tolist(), errors, strict=True)
         self._unreadable = {row: error for row, error in read if error and error is not unfinished}

@@ -33,10 +33,12 @@ from .steps import Step, StepFrame
 
 __all__ = ["pipeline"]
 
-_GATHER_S = 0.05
-"""Seconds in which rows are gathered that go on together."""
+_LEAST_S, _MOST_S, _SHARE = 0.05, 5.0, 0.02
+"""Seconds in which rows are gathered that go on together: this share of the time that the step has run, so that long
+runs need few requests, and lose little."""
 _ADDED = ("retries", "halvings", "steals", "reissues", "truncated")
 _OF_STEP = keywords(StepOptions).keys() - NOT_OF_STEP
+_OF_ALL = ("store", "deadline", "progress", "monitor", "on_error")
 _SPENT = ("cut", "prompt_tokens", "completion_tokens", "_counted")
 
 
@@ -90,6 +92,11 @@ def pipeline(df: pd.DataFrame, steps: Sequence[Step], **options: Unpack[Pipeline
     return finished(lambda: _Pipeline(df, steps, options).start())
 
 
+def gather_s(ran_s: float) -> float:
+    """Seconds in which rows are gathered, when a pipeline has run for so many."""
+    return min(max(_LEAST_S, _SHARE * ran_s), _MOST_S)
+
+
 class _Part:
     """A step that is running. It says which rows come to its run, and hears what becomes of them.
 
@@ -113,6 +120,7 @@ class _Part:
         self._waiting: list[int] = []
         self._passed = bytearray(size)  # rows that this step is done with
         self._changed = asyncio.Event()
+        self._began = time.monotonic()
 
     # ---- rows that come ------------------------------
 
@@ -143,7 +151,7 @@ class _Part:
             if not self._waiting:
                 return []
             if self.awaited > len(self._waiting):
-                await asyncio.sleep(_GATHER_S)
+                await asyncio.sleep(gather_s(time.monotonic() - self._began))
             rows, self._waiting = self._waiting, []
             self.awaited -= len(rows)
             if asked := await self._asked(rows):
@@ -239,9 +247,8 @@ class _Pipeline:
         self.df = df.copy(deep=False)
         self.steps = _checked(steps)
         shared = {name: value for name, value in options.items() if name in _OF_STEP}
-        own = ("store", "deadline", "progress", "monitor", "on_error")
         self._calls = [arguments(Step, {**shared, **step.options}, step.prompt) for step in self.steps]
-        self._calls = [{**call, **{name: given[name] for name in own}} for call in self._calls]
+        self._calls = [{**call, **{name: given[name] for name in _OF_ALL}} for call in self._calls]
         self._frames: list[StepFrame] = []
         for step, call in zip(self.steps, self._calls, strict=True):
             self._frames.append(StepFrame(self.df, step, call, tuple(self._frames)))
@@ -346,8 +353,9 @@ class _Pipeline:
         for part in self.parts:
             for name in _ADDED:
                 setattr(self.stats, name, getattr(self.stats, name) + getattr(part.stats, name))
-            for name in ("max_tokens", "context"):
-                setattr(self.stats, name, max(getattr(self.stats, name), getattr(part.stats, name)))
+            self.stats.context = max(self.stats.context, part.stats.context)
+            if part.stats.cut:  # a warning names the limit
+                self.stats.max_tokens = max(self.stats.max_tokens, part.stats.max_tokens)
             self.stats.lengths += part.stats.lengths
             self.stats.notices += [line for line in part.stats.notices if line not in self.stats.notices]
 
@@ -384,7 +392,7 @@ class _Pipeline:
                 changes[name] = [first + row for row in rows]
         if hasattr(event, "row"):
             changes["row"] = first + event.row
-        if getattr(event, "source", None) is not None:
+        if isinstance(event, RowsReused) and event.source is not None:
             changes["source"] = first + event.source
         event = replace(event, **changes) if changes else event
         self.stats(event)
@@ -396,7 +404,7 @@ class _Pipeline:
         """The frame with the answers of all steps so far."""
         found = self.df
         for step in self._frames:
-            found = step.frame(unfinished, None, found)
+            found = step.onto(found, unfinished)
         return found
 
     def _errors(self) -> list[tuple[object, str]]:

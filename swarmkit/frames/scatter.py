@@ -176,17 +176,15 @@ class ScatterFrame:
         """The error of a row without an answer."""
         return self.columns.error(row, unfinished)
 
-    def frame(
-        self, unfinished: str, rows: Sequence[int] | None = None, base: pd.DataFrame | None = None
-    ) -> pd.DataFrame:
-        """The frame with the answers so far; rows that have neither answer nor error get ``unfinished``.
+    def frame(self, unfinished: str, rows: Sequence[int] | None = None) -> pd.DataFrame:
+        """The frame with the answers so far; rows that have neither answer nor error get ``unfinished``."""
+        base = self.df if rows is None else self.df.iloc[np.asarray(rows, dtype=np.intp)]
+        return self.onto(base, unfinished, rows)
 
-        ``base`` stands in place of the frame, or of those ``rows`` of it.
-        """
+    def onto(self, base: pd.DataFrame, unfinished: str, rows: Sequence[int] | None = None) -> pd.DataFrame:
+        """These rows of the frame, as ``base`` has them, with the answers so far."""
         columns, n, out = self.columns, self.n, self.out
         positions = np.arange(columns.size) if rows is None else np.asarray(rows, dtype=np.intp)
-        if base is None:
-            base = self.df if rows is None else self.df.iloc[positions]
         if n > 1:
             base = base.iloc[np.repeat(np.arange(len(base)), n)]
         slots = (positions[:, None] * n + np.arange(n)).ravel()

@@ -100,7 +100,7 @@ class StepFrame(ScatterFrame):
         super().__init__(df, None, {**given, "out": step.name, "n": 1, "only_missing": False, "messages": None})
         self.name, self._prompt, self._before = step.name, step.prompt, before
         self.made: list[str | None] = [None] * len(df)
-        self.added = list(self.frame("", [], df[[]].iloc[:0]).columns)
+        self.added = list(self.onto(df[[]].iloc[:0], "", []).columns)
         earlier = {label: other.name for other in before for label in other.added}
         if clash := [label for label in self.added if label in earlier]:
             raise SettingError(
@@ -124,7 +124,7 @@ class StepFrame(ScatterFrame):
         """Some rows, with what the earlier steps have added."""
         frame = self.df.iloc[np.asarray(rows, dtype=np.intp)]
         for step in self._before:
-            frame = step.frame("", rows, frame)
+            frame = step.onto(frame, "", rows)
         return frame
 
     def _used(self, empty: pd.DataFrame) -> list[StepFrame]:

@@ -470,11 +470,11 @@ class AgentPool:
         vllms = {e.url: e for e in pool._endpoints if self._kind(e) == "vllm"}
         async with prefix_caches(transport, list(vllms.values()), len(rows), stats):
             try:
-                budgets = partial(pool._budgets, spec, plans, prompts)
+                laid_out = partial(pool._laid_out, spec, plans, prompts)
                 plan_of = partial(self._plan_of, spec=spec, texts=texts, sizing=sizing, single=single, plans=plans)
                 async with (
                     following(self, pool._endpoints, executor, plan_of, stats),
-                    joining(arrivals, executor, budgets),
+                    joining(arrivals, executor, laid_out),
                 ):
                     failure = await executor.run()
             except asyncio.CancelledError:
@@ -495,13 +495,15 @@ class AgentPool:
             columns.late = f"not answered: {failure.message}"
         return failure
 
-    async def _budgets(
+    async def _laid_out(
         self, spec: RequestSpec, plans: Sequence[RoutePlan], prompts: Prompts, rows: Sequence[int]
-    ) -> dict[int, int]:
-        """The budgets of rows that join a run, where these are limited."""
+    ) -> tuple[list[int], dict[int, int]]:
+        """Rows that join a run, in the order in which they are sent, and the limited budgets."""
         sizing = await self._sizing(spec, plans, prompts, rows)
         known = [row for row in rows if row not in prompts.fits] if prompts.fits else rows
-        return sizing.limited(known, {row: len(prompts.texts[row] or "") for row in known})
+        chars = {row: len(prompts.texts[row] or "") for row in rows}
+        limited = sizing.limited(known, chars)
+        return home_queues(rows, 1, chars, limited)[0], limited
 
     async def _plan_of(
         self,

@@ -33,7 +33,9 @@ class Arrivals(Protocol):
 
 @contextlib.asynccontextmanager
 async def joining(
-    arrivals: Arrivals | None, executor: Executor, budgets: Callable[[Sequence[int]], Awaitable[Mapping[int, int]]]
+    arrivals: Arrivals | None,
+    executor: Executor,
+    laid_out: Callable[[Sequence[int]], Awaitable[tuple[Sequence[int], Mapping[int, int]]]],
 ) -> AsyncIterator[None]:
     """Hand rows to a run, while it lasts, as they come.
 
@@ -43,8 +45,8 @@ async def joining(
         Where they come from.
     executor : Executor
         Of the run.
-    budgets : callable
-        Gives the budgets of those with a limited one.
+    laid_out : callable
+        Gives them in the order in which they are sent, and the budgets of those with a limited one.
     """
     if arrivals is None or not arrivals.awaited:
         yield
@@ -52,8 +54,8 @@ async def joining(
 
     async def join() -> None:
         while rows := await arrivals.next():
-            limited = await budgets(rows)
-            executor.join(rows, limited, arrivals.awaited)
+            in_order, limited = await laid_out(rows)
+            executor.join(in_order, limited, arrivals.awaited)
         executor.join((), {}, 0)
 
     task = asyncio.create_task(join())
