@@ -27,6 +27,11 @@ def functions(df: pd.DataFrame) -> None:
     sk.broadcast("Who are you?", store="runs/a")  # type: ignore[call-arg]
     sk.tree_reduce(df, "response", "Merge: {responses}", n=2)  # type: ignore[call-arg]
     sk.compare(df, "{gene}", mode="batch")  # type: ignore[call-arg]
+    steps = [sk.Step("a", "{gene}", when="{n} > 3", temperature=0), sk.Step("b", lambda row: row["a"], schema=int)]
+    assert_type(sk.pipeline(df, steps, store="runs/a", max_tokens=32), pd.DataFrame)
+    sk.Step("a", "{gene}", temprature=0)  # type: ignore[call-arg]
+    sk.pipeline(df, ["{gene}"])  # type: ignore[list-item]
+    sk.pipeline(df, steps, deadline="tomorrow")  # type: ignore[arg-type]
 
 
 def frames(swarm: FrameSwarm) -> None:

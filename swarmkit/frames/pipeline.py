@@ -20,7 +20,17 @@ from ..engine.columns import UNKNOWN
 from ..errors import SettingError, StoreError
 from ..pool.watch import present
 from ..records import Failure, FailureKind, Prompts
-from ..runs.events import Listener, RowFailed, RowsDone, RowsRetracted, RowsReused, RunEnded, RunEvent, RunStarted
+from ..runs.events import (
+    EndpointChanged,
+    Listener,
+    RowFailed,
+    RowsDone,
+    RowsRetracted,
+    RowsReused,
+    RunEnded,
+    RunEvent,
+    RunStarted,
+)
 from ..runs.listeners import Listeners
 from ..runs.run import Run, finished
 from ..runs.stats import RunStats
@@ -205,6 +215,8 @@ class _Part:
                 self._pass_on([event.row])
             case RowsRetracted() if any(self._passed[row] for row in event.rows):
                 self._whole.again = True
+            case EndpointChanged(index, "distrusted"):
+                self._whole.distrusted.add(self.stats.roster.names[index])
 
     def _pass_on(self, rows: Iterable[int]) -> None:
         """Rows are done here: they go to the next step, or, where they failed, to none."""
@@ -226,11 +238,13 @@ class _Part:
         """Ask all rows that come."""
         if not (rows := await self.next()):
             return None
-        call = self.call
+        call, distrusted = self.call, self._whole.distrusted
+        believed = [place for place, e in enumerate(call.pool.endpoints) if e.name not in distrusted]
+        pool = call.pool.select(believed) if distrusted and believed else call.pool  # few rows would not show it again
         how: dict[str, Any] = {"store": self.call.store, "dedup": self.call.dedup, "deadline": self.call.deadline}
         how |= {"parts": [self], "arrivals": self}
         columns = self.frame.columns
-        return await run_with_reuse(call.pool, self.prompts, call.spec, columns, (), rows, self.stats, **how)
+        return await run_with_reuse(pool, self.prompts, call.spec, columns, (), rows, self.stats, **how)
 
 
 class _Pipeline:
@@ -253,6 +267,7 @@ class _Pipeline:
         for step, call in zip(self.steps, self._calls, strict=True):
             self._frames.append(StepFrame(self.df, step, call, tuple(self._frames)))
         self.parts: list[_Part] = []
+        self.distrusted: set[str] = set()  # names of endpoints that gave the same answer to every prompt
         self.again = False  # whether answers were taken back that later steps had used
         self.stats = RunStats()
         self._listeners: Listener = lambda event: None
