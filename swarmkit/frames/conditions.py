@@ -100,4 +100,5 @@ class Condition:
         if not isinstance(found, pd.Series) or not pd.api.types.is_bool_dtype(found.dtype):
             raise self._refusal(self._text, "it is neither true nor false")
         missing = np.logical_or.reduce([missing_in(column) for column in columns])
-        return np.asarray(found.fillna(False), dtype=bool) & ~missing
+        true: np.ndarray = np.asarray(found.fillna(False), dtype=bool) & ~missing
+        return true

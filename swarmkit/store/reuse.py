@@ -83,7 +83,7 @@ async def run(
         stats.kept += len(prompts.texts) - len(rows)
     same = spec.params.get("temperature") == 0 and spec.n == 1 if dedup == "auto" else dedup
     guarded = Listeners(listeners, stats.listener_errors)
-    informed = [stats, *parts, guarded]
+    informed: list[Listener] = [stats, *parts, guarded]
     known = _Known(still, spec, prompts, columns, stats, informed, store, same, in_parts=arrivals is not None)
     rows = await known.to_send(rows)
     later = None if arrivals is None else _Later(arrivals, known)
