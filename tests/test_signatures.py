@@ -231,8 +231,8 @@ def test_tab_offers_keywords(shell: InteractiveShell, code: str, offered: set[st
 
 @pytest.mark.filterwarnings("ignore")
 def test_tab_lists_the_verbs(shell: InteractiveShell) -> None:
-    assert completed(shell, "df.swarm.") == {*METHODS, "classify"}
-    assert completed(shell, "texts.swarm.") == {*METHODS, "classify"}
+    assert completed(shell, "df.swarm.") == {*METHODS, "classify", "pipeline"}
+    assert completed(shell, "texts.swarm.") == {*METHODS, "classify", "pipeline"}
 
 
 @pytest.mark.parametrize("name", ["df.swarm.scatter", "sk.scatter", "texts.swarm.scatter"])

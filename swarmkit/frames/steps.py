@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Unpack
@@ -15,7 +16,7 @@ from .conditions import Condition
 from .options import NOT_OF_STEP, StepOptions
 from .prompts import PromptLike, make_prompts, placeholders
 from .scatter import ScatterFrame
-from .signatures import takes
+from .signatures import VERBS, takes
 
 __all__ = ["Asked", "Step", "StepFrame"]
 
@@ -57,6 +58,9 @@ class Step:
     def __repr__(self) -> str:
         given = {**({} if self.when is None else {"when": self.when}), **self.options}
         return f"Step({', '.join([repr(self.name), repr(self.prompt), *(f'{n}={v!r}' for n, v in given.items())])})"
+
+
+VERBS[Step.__name__] = inspect.signature(Step)  # calls of verbs with its keywords are told whose they are
 
 
 @dataclass(slots=True)

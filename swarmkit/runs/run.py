@@ -41,6 +41,7 @@ T = TypeVar("T")
 
 RUN_AGAIN = "Run the same command again: with store= nothing is asked twice"
 _NOUNS = {"tree_reduce": "merge", "pipeline": "answer"}  # what a run counts
+_SAME_CALL = "with store= the same call asks only the others"
 _ONLY_MISSING = "only_missing=True asks only these rows"
 _GRACE_S = 0.5
 """Seconds after its deadline in which a run ends by itself, once it sends."""
@@ -253,9 +254,10 @@ class Run:
         self.cancel()
         concurrent.futures.wait([self._job], io_thread.GRACE_S)
         self._join_watchers()
+        again = _SAME_CALL if self.verb == "pipeline" else "only_missing=True sends only the others"
         return ScatterInterrupted(
             f"interrupted: {self.stats.known:,} of {self.stats.rows:,} rows are answered. They are in "
-            "swarmkit.last_run().partial(); only_missing=True sends only the others",
+            f"swarmkit.last_run().partial(); {again}",
             self._frame("interrupted"),
         )
 

@@ -240,7 +240,8 @@ async def _with_room(
     """
     cut: dict[int, int] = {}
     reasons, n = columns.finish_reason, columns.n
-    for slot in [slot for row in rows for slot in range(row * n, row * n + n) if reasons[slot] == "length"]:
+    slots = rows if n == 1 else [slot for row in rows for slot in range(row * n, row * n + n)]
+    for slot in [slot for slot in slots if reasons[slot] == "length"]:
         row, length = slot // n, columns.completion_tokens[slot]
         if stored[row] and 0 <= length < spec.max_tokens:
             cut[row] = min(length, cut.get(row, length))
