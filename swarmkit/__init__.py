@@ -50,6 +50,8 @@ if TYPE_CHECKING:  # "as" marks names that type checkers let users import from h
     from .errors import SwarmWarning as SwarmWarning
     from .errors import UnknownColumnError as UnknownColumnError
     from .frames.classify import classify as classify
+    from .frames.pipeline import pipeline as pipeline
+    from .frames.steps import Step as Step
     from .frames.store import Store as Store
     from .frames.store import open_store as open_store
     from .frames.verbs import ascatter as ascatter
@@ -107,6 +109,8 @@ _HOMES = {
         "UnknownColumnError",
     ),
     "frames.classify": ("classify",),
+    "frames.pipeline": ("pipeline",),
+    "frames.steps": ("Step",),
     "frames.verbs": (
         "ascatter",
         "atree_reduce",

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .analysis import votes
     from .frames import classify as classification
     from .frames import filter as filtering
+    from .frames import pipeline as pipelines
     from .frames import verbs
     from .frames.prompts import PromptLike
     from .runs.run import Run
@@ -57,6 +58,7 @@ if not TYPE_CHECKING:
     classification, estimation = _Module(".frames.classify"), _Module(".analysis.estimate")
     filtering, likeness = _Module(".frames.filter"), _Module(".analysis.similar")
     votes, meaning = _Module(".analysis.votes"), _Module(".analysis.semantic_entropy")
+    pipelines = _Module(".frames.pipeline")
 
 
 class _Verb(Generic[M]):
@@ -113,6 +115,7 @@ class FrameSwarm:
     semantic_entropy = _of_frame(lambda: meaning.semantic_entropy)
     similar = _of_frame(lambda: likeness.similar)
     dedupe = _of_frame(lambda: likeness.dedupe)
+    pipeline = _of_frame(lambda: pipelines.pipeline)
     preview = _of_frame(lambda: verbs.preview)
     compare = _of_frame(lambda: comparison.compare)
     estimate = _of_frame(lambda: estimation.estimate)
@@ -140,6 +143,7 @@ class SeriesSwarm:
     semantic_entropy = _of_column(lambda: meaning.semantic_entropy)
     similar = _of_column(lambda: likeness.similar)
     dedupe = _of_column(lambda: likeness.dedupe)
+    pipeline = _of_frame(lambda: pipelines.pipeline)
     preview = _of_values(lambda: verbs.preview)
     compare = _of_values(lambda: comparison.compare)
     estimate = _of_values(lambda: estimation.estimate)

@@ -6,7 +6,7 @@ row, its answers stand at the *slots* ``position * n`` to ``position * n + n - 1
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, field
 from enum import StrEnum
 from types import MappingProxyType
@@ -119,13 +119,13 @@ class Prompts:
         By position; None where no prompt could be made.
     errors : dict of int to str
         Row position to the reason, for every None in ``texts``.
-    fits : frozenset of int
+    fits : set of int
         Rows that are known to leave room for the whole ``max_tokens``, since their tokens were counted.
     """
 
     texts: list[str | None]
     errors: dict[int, str] = field(default_factory=dict)
-    fits: frozenset[int] = frozenset()
+    fits: Set[int] = frozenset()
 
 
 Chat = Literal["auto"] | tuple[str, str] | Callable[[str], str] | None

@@ -14,7 +14,9 @@ import pytest
 
 import swarmkit as sk
 from swarmkit import AgentEndpoint, AgentPool, Response, VLLMPool, parse_hostfile
+from swarmkit.patterns.blackboard import Blackboard
 from swarmkit.patterns.broadcast import broadcast, broadcast_and_reduce
+from swarmkit.patterns.pipeline import Stage, fan_out_fan_in, run_pipeline
 from swarmkit.patterns.scatter_gather import map_gather, scatter_gather
 from swarmkit.patterns.tree_reduce import tree_reduce
 
@@ -238,5 +240,50 @@ def test_plain_agents(agents: list[tuple[str, int]]) -> None:
             broken = await pool.post(2, "Hi")
             assert "tired" in (broken.error or "")
             assert all(r.success for r in await pool.send_all([str(i) for i in range(9)]))
+
+    asyncio.run(main())
+
+
+def test_stages(hostfile: Path) -> None:
+    async def main() -> None:
+        async with VLLMPool(parse_hostfile(hostfile), model="echo") as pool:
+            stages = [
+                Stage("draft", "On {input}", 2),
+                Stage("rate", "Rate {input}", 9, lambda rs: [r.agent_index for r in rs], lambda r: r.agent_index > 0),
+            ]
+            assert await run_pipeline(pool, stages[:1], {"a": 1}) == "echo: On {'a': 1}\necho: On {'a': 1}"
+            assert await run_pipeline(pool, stages, "x") == [1, 2, 3]
+            assert await run_pipeline(pool, stages, "x", reuse_agents=False) == [1], "two are left for the second"
+            last = Stage(name="rate", prompt_template="Rate {input}", n_agents=1)
+            assert await run_pipeline(pool, [stages[0], last], "x") == "echo: Rate echo: On x\necho: On x"
+            with pytest.raises(sk.SettingError, match=r"'more' asks for 1 endpoints .* and 0 of 4 are left"):
+                await run_pipeline(pool, [*stages, Stage("more", "{input}", 1)], "x", reuse_agents=False)
+            merged = await fan_out_fan_in(pool, "View?", "Sum up: {responses}", n_workers=2)
+            assert (merged.text.count("View?"), merged.agent_index) == (2, 0)
+            assert (await fan_out_fan_in(pool, "View?", "{responses}")).text.count("View?") == 4
+
+    asyncio.run(main())
+
+
+def test_blackboard(echo: sk.LocalSwarm) -> None:
+    roles = ["ideas", "critiques", "ideas", "none of these"]
+    agents = [AgentEndpoint(e.host, e.port, {"role": role}) for e, role in zip(echo.endpoints, roles, strict=True)]
+
+    def prompt(role: str, board: dict[str, list[str]]) -> str:
+        return f"{role}: {sum(map(len, board.values()))} so far"
+
+    async def main() -> None:
+        async with VLLMPool(agents, model="echo", api_key=echo.endpoints[0].key()) as pool:
+            board = Blackboard(sections=["ideas", "critiques", "summary"], prompt_fn=prompt)
+            found = await board.run(pool, max_rounds=2)
+            first, second = ["echo: ideas: 0 so far"] * 2, ["echo: ideas: 3 so far"] * 2
+            assert found["ideas"] == first + second
+            assert found["critiques"] == ["echo: critiques: 2 so far", "echo: critiques: 5 so far"]
+            assert found["summary"] == []
+            copied = board.snapshot()
+            await board.run(pool, convergence_fn=lambda state: len(state["ideas"]) > 5)
+            assert (copied["round"], board.round) == (2, 3)
+            assert len(copied["board"]["ideas"]) == 4
+            assert len(board.board["ideas"]) == 6
 
     asyncio.run(main())

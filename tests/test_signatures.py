@@ -32,6 +32,9 @@ VERBS = {
     **{f"df.swarm.{name}": getattr(pd.DataFrame().swarm, name) for name in METHODS},
     **{f"series.swarm.{name}": getattr(pd.Series(dtype=object).swarm, name) for name in METHODS},
     "sk.classify": sk.classify,
+    "sk.pipeline": sk.pipeline,
+    "df.swarm.pipeline": pd.DataFrame().swarm.pipeline,
+    "sk.Step": sk.Step.__init__,
     "df.swarm.classify": pd.DataFrame().swarm.classify,
     **{f"df.swarm.{name}": getattr(pd.DataFrame().swarm, name) for name in OF_ANSWERS},
     **{f"series.swarm.{name}": getattr(pd.Series(dtype=object).swarm, name) for name in OF_ANSWERS},
@@ -97,6 +100,8 @@ def test_the_docstring_shows_the_default_of_every_keyword(verb: Any) -> None:
         "sk.tree_reduce": OF_TREE | OF_RUNS,
         "sk.atree_reduce": OF_TREE | OF_RUNS,
         "ddf.swarm.tree_reduce": OF_TREE - {"trace"} | OF_RUNS - {"progress", "monitor"} | {"workers"},
+        "sk.pipeline": OF_RUNS,
+        "sk.Step": {"details", "logprobs", "mode", "delivery", "dedup"},
         "sk.broadcast": set(),
         "sk.preview": {"mode"},
         "df.swarm.compare": {"delivery", "progress", "modes", "batch_sizes", "sample", "repeats"},
@@ -229,8 +234,8 @@ def test_tab_offers_keywords(shell: InteractiveShell, code: str, offered: set[st
 
 @pytest.mark.filterwarnings("ignore")
 def test_tab_lists_the_verbs(shell: InteractiveShell) -> None:
-    assert completed(shell, "df.swarm.") == {*METHODS, *OF_ANSWERS, "classify"}
-    assert completed(shell, "texts.swarm.") == {*METHODS, *OF_ANSWERS, "classify"}
+    assert completed(shell, "df.swarm.") == {*METHODS, *OF_ANSWERS, "classify", "pipeline"}
+    assert completed(shell, "texts.swarm.") == {*METHODS, *OF_ANSWERS, "classify", "pipeline"}
 
 
 @pytest.mark.parametrize("name", ["df.swarm.scatter", "sk.scatter", "texts.swarm.scatter"])

@@ -29,6 +29,11 @@ def functions(df: pd.DataFrame) -> None:
     sk.compare(df, "{gene}", mode="batch")  # type: ignore[call-arg]
     sk.similar(df, "embedding", k="all")  # type: ignore[arg-type]
     sk.semantic_entropy(df)  # type: ignore[call-arg]
+    steps = [sk.Step("a", "{gene}", when="{n} > 3", temperature=0), sk.Step("b", lambda row: row["a"], schema=int)]
+    assert_type(sk.pipeline(df, steps, store="runs/a", max_tokens=32), pd.DataFrame)
+    sk.Step("a", "{gene}", temprature=0)  # type: ignore[call-arg]
+    sk.pipeline(df, ["{gene}"])  # type: ignore[list-item]
+    sk.pipeline(df, steps, deadline="tomorrow")  # type: ignore[arg-type]
 
 
 def frames(swarm: FrameSwarm) -> None:

@@ -174,6 +174,8 @@ class Fleet(list[Endpoint]):
         Endpoints whose breaker lets something through; answers of all; endpoints that are out; that were removed.
     changed : bool
         Whether the health of an endpoint has changed since the reader of this reset it.
+    fed : bool
+        Whether rows come while the run goes on, so that the rates of endpoints may be those at which rows come.
     """
 
     def __init__(
@@ -206,6 +208,7 @@ class Fleet(list[Endpoint]):
         self.ready = sum(e.ready for e in self)
         self.done = 0
         self.changed = False
+        self.fed = False
         self.out = 0
         self.removed = sum(e.breaker is Breaker.REMOVED for e in self)
         self._first_rows = self._rows_at_first()
@@ -573,7 +576,8 @@ class Fleet(list[Endpoint]):
             first = _ALONE * self.max_size
             if not e.requests and not e.done and left > size >= _FIRST_ROWS:
                 size //= 4  # its engine begins while it still reads the rest
-        if e.requests >= (self._max_in_flight if e.proven else min(self._max_in_flight, first // self.max_size)):
+        most = self._max_in_flight if e.proven or self.fed else min(self._max_in_flight, first // self.max_size)
+        if e.requests >= most:
             return 0
         # As in TCP's slow start every row delivered opens the window, so that an endpoint of unknown speed holds
         # little. Then Little's law says how many rows it works on at once (rate times the time of a row that need not
@@ -587,6 +591,8 @@ class Fleet(list[Endpoint]):
             if self._too_slow(index, over_s, now):
                 return 0
             hold = min(hold, max(1, math.ceil(self._share(e, over_s))))
+        if self.fed:  # rates may be those at which rows come: it may hold what it might at first
+            hold = max(hold, first)
         if self.last_sends is not None and e.rate > 0:  # what it holds must be finished, too
             hold = min(hold, max(1, self.last_sends.rows(e.rate, now)))
         if e.window < hold:

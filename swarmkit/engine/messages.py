@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ..records import Batch, Failure
@@ -15,6 +15,7 @@ __all__ = [
     "Ended",
     "Event",
     "Failed",
+    "Joined",
     "Message",
     "Removed",
     "Send",
@@ -76,11 +77,21 @@ class Removed:
 
 
 @dataclass(frozen=True, slots=True)
+class Joined:
+    """Rows are to be sent that were not known when the run began; so many more may come. ``limited`` has the budgets of
+    those with a limited one."""
+
+    rows: Sequence[int]
+    limited: Mapping[int, int]
+    awaited: int
+
+
+@dataclass(frozen=True, slots=True)
 class Tick:
     """Nothing but time has passed."""
 
 
-Event = Delivered | Ended | Failed | Distrusted | Added | Removed | Tick
+Event = Delivered | Ended | Failed | Distrusted | Added | Removed | Joined | Tick
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,10 @@ _FILLED = 0.9  # of a request: smaller ones would keep an endpoint less busy
 
 
 def home_queues(
-    rows: Sequence[int], n_endpoints: int, chars: Sequence[int], limited: Mapping[int, int] | None = None
+    rows: Sequence[int],
+    n_endpoints: int,
+    chars: Sequence[int] | Mapping[int, int],
+    limited: Mapping[int, int] | None = None,
 ) -> list[list[int]]:
     """Deal rows to their home endpoints: the i-th row to endpoint ``i % n_endpoints``.
 
@@ -29,7 +32,7 @@ def home_queues(
         Positions of the rows to send, in order.
     n_endpoints : int
         Number of endpoints.
-    chars : sequence of int
+    chars : sequence or mapping of int
         By position: the length of the row's prompt, in characters.
     limited : mapping of int to int, optional
         Position to budget of tokens, for the rows with a limited budget (``Sizing.limited``).

@@ -1,8 +1,8 @@
 """Which rows go where, and when: a state machine without I/O, clock or randomness of its own.
 
-Events go in (``Delivered``, ``Ended``, ``Failed``, ``Distrusted``, ``Added``, ``Removed``, ``Tick``), each with the
-time, and messages come out (``Send``, ``Settle``, ``Drop``, ``Wake``, ``Stop``). Times are seconds on any clock that
-does not go back.
+Events go in (``Delivered``, ``Ended``, ``Failed``, ``Distrusted``, ``Added``, ``Removed``, ``Joined``, ``Tick``), each
+with the time, and messages come out (``Send``, ``Settle``, ``Drop``, ``Wake``, ``Stop``). Times are seconds on any
+clock that does not go back.
 
 The rules, in the order an endpoint looking for work applies them:
 
@@ -21,6 +21,7 @@ when nothing more is sent; the rules of failure are in ``policy.py``.
 
 from __future__ import annotations
 
+import heapq
 import itertools
 import math
 from array import array
@@ -56,6 +57,7 @@ _PROBE_PAUSES = 20  # shortest pauses until an endpoint is probed again that ref
 _MAX_PROBES = 4  # endpoints that are probed at one event for the sake of suspect rows
 _PATIENT_PAUSES = 60  # shortest pauses that a run waits for what may never come
 _LAST_BATCHES = 64  # to retry, where nothing else is unsent: an endpoint takes its share of their rows
+_TOGETHER = 4  # rows that join at one endpoint, if there are so many
 _LOOKED_AT = 16  # endpoints that wait for a place: the first of these that is well gets it
 
 
@@ -91,6 +93,8 @@ class Scheduler:
         Gives the tokens of a row, prompt and answer, as far as they can be estimated: for rates.
     parts : sequence of int, optional
         By position, which rows of the queues belong together (``prefixes.PrefixOrder``).
+    awaited : int
+        Rows that may join while the run goes on (``Joined``). It is over when none is left, and none may come.
 
     Attributes
     ----------
@@ -127,11 +131,14 @@ class Scheduler:
         expected: bool = True,
         tokens: Callable[[int], int] = lambda row: 1,
         parts: Sequence[int] | None = None,
+        awaited: int = 0,
     ) -> None:
         self.fleet = fleet
-        self._limited = limited or {}
+        self._limited = dict(limited or {})  # grows with the rows that join
         self._queues = Queues(queues, self._limited, parts)
         self._left = self._queues.unsent
+        self._awaited = awaited
+        fleet.fed = awaited > 0
         self.rations = Rations(self.fleet, tokens)
         self._busy_for: set[int] = set()  # rows for which endpoints were full when they were asked alone
         self._retry = retry = fleet.retry
@@ -140,7 +147,7 @@ class Scheduler:
         self.attempts = bytearray(size)
         self.counts = Counts()
         self._met_stale: set[int] = set()  # rows that have met a connection closed by the server
-        self._evidence = Evidence(retry.max_attempts, self._left)
+        self._evidence = Evidence(retry.max_attempts, self._left + awaited)
         self._suspects = Suspects(self.fleet, self._evidence)
         self._suspects_check_at = 0.0
         self._retry_batches = RetryBatches()
@@ -240,6 +247,8 @@ class Scheduler:
                 self._ticked()
             case messages.Distrusted(index, rows):
                 self._distrusted(index, rows)
+            case messages.Joined():
+                self._joined(event)
             case messages.Added(index) | messages.Removed(index):
                 self._fill(index)  # of one that has left it frees the suspect rows that it was reserved for
             case messages.Delivered(ticket, rows, invalid) if request := self._in_flight.get(ticket):
@@ -293,6 +302,26 @@ class Scheduler:
             self._waiting.pop(index, None)
             self._give_up_second_opinions()
             self._work_available = True  # the rows of its queue are there to be stolen
+
+    def _joined(self, event: messages.Joined) -> None:
+        """Rows join: they go to the endpoints that hold the least, a few to each; what these have no room for waits in
+        their queues, to be stolen."""
+        self._awaited = event.awaited
+        if not event.rows:
+            return
+        if not self._left:
+            self._answered_at = self._now  # nothing was asked: the time in which one must answer begins anew
+        self._left += len(event.rows)
+        self._limited.update(event.limited)
+        usable = [i for i, e in enumerate(self.fleet) if e.ready] or range(len(self.fleet))
+        count = math.ceil(len(event.rows) / _TOGETHER)
+        dealt_to = heapq.nsmallest(count, usable, key=lambda i: self.fleet[i].held + len(self._queues[i]))
+        for place, index in enumerate(dealt_to):
+            self._queues.put_back(index, event.rows[place :: len(dealt_to)], last=True)
+        for index in dealt_to:
+            self._idle.pop(index, None)
+            self._fill(index, steal=False)
+        self._work_available = True
 
     def _delivered(self, request: Request, rows: Sequence[int], invalid: Sequence[int]) -> None:
         if not (rows or invalid):
@@ -351,7 +380,7 @@ class Scheduler:
         row_s = request.waited_s / request.delivered if request.delivered else math.inf
         rows, took_s = len(request.batch.rows), self._now - request.sent_at
         self.fleet.ended(request.batch.endpoint, rows, row_s, took_s)
-        self.fleet.grow(rows, took_s, self._left)
+        self.fleet.grow(rows, took_s, self._left + self._awaited)
         if at_limit:  # others have waited longer for this place
             self._waiting[request.batch.endpoint] = None
         else:
@@ -644,7 +673,7 @@ class Scheduler:
             self._test(index)
             return
         sent = 0
-        while room := self.fleet.room(index, self._left, self._now):
+        while room := self.fleet.room(index, self._left + self._awaited, self._now):
             if len(self._in_flight) >= self._concurrency or sent >= most:
                 self._waiting[index] = None
                 return
@@ -798,7 +827,7 @@ class Scheduler:
         idle = [i for i in idle if self.fleet.rate_of(i) is None]  # what is limited is not spent on them
         idle = [i for i in idle if self.fleet[i].well] or idle
         idle.sort(key=lambda i: self.fleet[i].row_s)  # the quickest first
-        rows = self._stragglers.held_up(self._now, self._left)
+        rows = self._stragglers.held_up(self._now, self._left + self._awaited)
         for place, index in enumerate(idle):
             if len(self._in_flight) >= self._concurrency:
                 return
@@ -819,7 +848,7 @@ class Scheduler:
         e = self.fleet[index]
         if not e.held and e.row_s <= 1.5 * self.fleet.usual_row_s and self.fleet.can_send(index, self._now):
             return min(self.fleet.max_size, e.max_rows)
-        return self.fleet.room(index, self._left, self._now)
+        return self.fleet.room(index, self._left + self._awaited, self._now)
 
     def _send(
         self,
@@ -910,7 +939,10 @@ class Scheduler:
         return max(self._answered_at, self.rations.held_until) + patience
 
     def _finish(self) -> None:
-        if not self._left:
+        if not self._left and self._awaited:  # there is nothing to do but to wait for rows
+            if self.fleet.last_sends is not None and self._now >= self.fleet.last_sends.deadline.at:
+                self._stop(self.fleet.last_sends.deadline.failure)
+        elif not self._left:
             self._stopped = True
             # Requests whose rows are all delivered have trailing data at most; the others hold duplicates or probe.
             for request in list(self._in_flight.values()):

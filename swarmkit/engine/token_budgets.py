@@ -7,7 +7,7 @@ their own, in order of the room they leave, so that a short budget is forced on 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 __all__ = ["Sizing"]
@@ -61,7 +61,7 @@ class Sizing:
         room = self.context - self.estimate(chars) - self.buffer
         return max(1, min(self.cap, max(MIN_BUDGET, room), self.context - 1))
 
-    def limited(self, rows: Iterable[int], chars: Sequence[int]) -> dict[int, int]:
+    def limited(self, rows: Iterable[int], chars: Sequence[int] | Mapping[int, int]) -> dict[int, int]:
         """Position to budget, for the rows with a limited budget; they are few, and the others cost nothing.
 
         ``chars`` are the lengths of the prompts, by position.

@@ -18,6 +18,8 @@ from .store import Store
 
 __all__ = [
     "NOT_OF_LABELS",
+    "NOT_OF_PIPELINE",
+    "NOT_OF_STEP",
     "BroadcastOptions",
     "ClassifyOptions",
     "CompareOptions",
@@ -26,9 +28,11 @@ __all__ = [
     "ModelsOptions",
     "PartitionScatterOptions",
     "PartitionTreeOptions",
+    "PipelineOptions",
     "PreviewOptions",
     "Sampling",
     "ScatterOptions",
+    "StepOptions",
     "TreeOptions",
 ]
 
@@ -356,6 +360,14 @@ class ScatterOptions(_Rows, _Running, _Model, _Deadline, _Showing, total=False):
     """Keywords of ``scatter``, ``ascatter``, ``submit`` and ``iter_scatter``."""
 
 
+class StepOptions(_Rows, _Running, _Model, total=False):
+    """Keywords of ``Step``, but for ``NOT_OF_STEP``."""
+
+
+class PipelineOptions(_Running, _Model, _Deadline, _Showing, total=False):
+    """Keywords of ``pipeline``, but for ``NOT_OF_PIPELINE``."""
+
+
 class ModelsOptions(_Running, _Showing, total=False):
     """Keywords of ``compare_models``."""
 
@@ -430,3 +442,7 @@ class PartitionTreeOptions(_Tree, _Running, _Model, total=False):
 
 NOT_OF_LABELS = {*keywords(Sampling), *keywords(_Schema), "max_tokens", "thinking_tokens"}
 """An answer of one token, or of one label, is shaped by none of these."""
+NOT_OF_STEP = {"out", "n", "only_missing", "messages", "store", "on_error"}
+"""What the name of a step says, what is the whole pipeline's, and what a step has only one of."""
+NOT_OF_PIPELINE = {*keywords(_Schema)}
+"""What is different for each step."""

@@ -11,7 +11,7 @@ import pandas as pd
 
 from ..engine.columns import Columns
 from ..errors import SettingError, warn
-from ..records import Failure
+from ..records import Failure, Prompts
 from ..runs.events import Listener
 from ..runs.run import Run
 from ..runs.stats import RunStats
@@ -56,7 +56,7 @@ class ScatterFrame:
         self.typed = TypedAnswers.of(given)
         self._cuts = given["too_long"] != "error" or self._label(f"{out}_truncated") in df.columns
         self.names: list[str] = []
-        self.prompts = row_prompts(df, prompt, given["messages"])
+        self.prompts = self._make_prompts(prompt, given["messages"])
         self._prefix = given["assistant_prefix"] or ""
         self._other_words: set[int] = set()  # rows that keep an answer which does not begin with the prefix
         # Details of an earlier run would be those of other answers if they were not replaced with the answers.
@@ -79,6 +79,9 @@ class ScatterFrame:
         others pandas takes the name for all columns below it, and one there is overwritten."""
         levels = self.df.columns.nlevels
         return name if levels == 1 else (name, *[""] * (levels - 1))
+
+    def _make_prompts(self, prompt: PromptLike | None, messages: Any) -> Prompts:
+        return row_prompts(self.df, prompt, messages)
 
     def _check_result(self) -> None:
         """Make the result without its rows: what keeps answers from becoming a frame is found out before they cost
@@ -173,11 +176,19 @@ class ScatterFrame:
         labels = self.index[rows].tolist()
         return [(label, self.columns.errors[row]) for label, row in zip(labels, rows, strict=True)]
 
+    def _error(self, row: int, unfinished: str) -> str | None:
+        """The error of a row without an answer."""
+        return self.columns.error(row, unfinished)
+
     def frame(self, unfinished: str, rows: Sequence[int] | None = None) -> pd.DataFrame:
         """The frame with the answers so far; rows that have neither answer nor error get ``unfinished``."""
+        base = self.df if rows is None else self.df.iloc[np.asarray(rows, dtype=np.intp)]
+        return self.onto(base, unfinished, rows)
+
+    def onto(self, base: pd.DataFrame, unfinished: str, rows: Sequence[int] | None = None) -> pd.DataFrame:
+        """These rows of the frame, as ``base`` has them, with the answers so far."""
         columns, n, out = self.columns, self.n, self.out
         positions = np.arange(columns.size) if rows is None else np.asarray(rows, dtype=np.intp)
-        base = self.df if rows is None else self.df.iloc[positions]
         if n > 1:
             base = base.iloc[np.repeat(np.arange(len(base)), n)]
         slots = (positions[:, None] * n + np.arange(n)).ravel()
@@ -185,7 +196,7 @@ class ScatterFrame:
         texts = list(columns.text) if rows is None else [columns.text[s] for s in slots]
         # An answer that is not valid stands beside its error. Rows one by one: as a list they are 40 bytes each.
         errors = [
-            columns.error(row, unfinished) if text is None else columns.errors.get(row) if n == 1 else None
+            self._error(row, unfinished) if text is None else columns.errors.get(row) if n == 1 else None
             for row, text in zip(by_row.data, texts, strict=True)  # its numbers one by one: a list is 40 bytes each
         ]
         whole = list(map(self._whole, by_row.tolist(), texts)) if self._prefix else texts

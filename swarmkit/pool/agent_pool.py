@@ -35,6 +35,7 @@ from ..runs.listeners import Listeners
 from ..runs.log import RunLog
 from ..runs.stats import UNTOLD, RunStats
 from ..text import plural, table_html
+from .arrivals import Arrivals, joining
 from .executor import Executor, Renewal
 from .prefix_caches import prefix_caches
 from .rates import Rates
@@ -368,6 +369,7 @@ class AgentPool:
         *,
         parts: Sequence[Listener] = (),
         deadline: Deadline | None = None,
+        arrivals: Arrivals | None = None,
     ) -> Failure | None:
         """Send a column of prompts and fill the columns of answers. All verbs are built on it.
 
@@ -389,6 +391,8 @@ class AgentPool:
             Parts of the run itself, as its store: called before the listeners, and what they raise ends the run.
         deadline : Deadline, optional
             When it must be over, on the clock of ``time.monotonic``.
+        arrivals : Arrivals, optional
+            Where more rows come from while it goes on. The texts of those are written to ``prompts`` before they come.
 
         Returns
         -------
@@ -399,7 +403,7 @@ class AgentPool:
         self._core.check_open()
         counted = RunStats(rows=len(prompts.texts), failed=len(prompts.errors)) if stats is None else stats
         try:
-            run = self._run(prompts, spec, columns, listeners, pending, counted, parts, deadline)
+            run = self._run(prompts, spec, columns, listeners, pending, counted, parts, deadline, arrivals)
             return await io_thread.run_on_loop(run)
         finally:
             if stats is None:  # a caller that counts by itself warns of what it has counted
@@ -416,6 +420,7 @@ class AgentPool:
         stats: RunStats,
         parts: Sequence[Listener],
         deadline: Deadline | None,
+        arrivals: Arrivals | None,
     ) -> Failure | None:
         for row, error in prompts.errors.items():
             columns.fail(row, error)
@@ -437,7 +442,8 @@ class AgentPool:
         places = list(map(stats.roster.place, pool._endpoints))
         size, routes = len(stats.roster.names), [plan.describe() for plan in plans]
         endpoints = by_place(pool._endpoints, places, size)
-        schedule = partial(pool._scheduler, prompts, rows, sizing, single, places, endpoints, spec.n, deadline)
+        awaited = arrivals.awaited if arrivals else 0
+        schedule = partial(pool._scheduler, prompts, rows, sizing, single, places, endpoints, spec.n, deadline, awaited)
         # To sort many rows by their prefixes takes a while, and other runs are on this loop.
         scheduler = schedule() if len(rows) < _MANY else await asyncio.to_thread(schedule)
         called: list[Listener] = [stats, *parts, Listeners([RunLog(), *listeners], stats.listener_errors)]
@@ -464,8 +470,12 @@ class AgentPool:
         vllms = {e.url: e for e in pool._endpoints if self._kind(e) == "vllm"}
         async with prefix_caches(transport, list(vllms.values()), len(rows), stats):
             try:
+                laid_out = partial(pool._laid_out, spec, plans, prompts)
                 plan_of = partial(self._plan_of, spec=spec, texts=texts, sizing=sizing, single=single, plans=plans)
-                async with following(self, pool._endpoints, executor, plan_of, stats):
+                async with (
+                    following(self, pool._endpoints, executor, plan_of, stats),
+                    joining(arrivals, executor, laid_out),
+                ):
                     failure = await executor.run()
             except asyncio.CancelledError:
                 cancelled = True
@@ -484,6 +494,16 @@ class AgentPool:
         if failure is not None and failure.kind is FailureKind.DEADLINE:
             columns.late = f"not answered: {failure.message}"
         return failure
+
+    async def _laid_out(
+        self, spec: RequestSpec, plans: Sequence[RoutePlan], prompts: Prompts, rows: Sequence[int]
+    ) -> tuple[list[int], dict[int, int]]:
+        """Rows that join a run, in the order in which they are sent, and the limited budgets."""
+        sizing = await self._sizing(spec, plans, prompts, rows)
+        known = [row for row in rows if row not in prompts.fits] if prompts.fits else rows
+        chars = {row: len(prompts.texts[row] or "") for row in rows}
+        limited = sizing.limited(known, chars)
+        return home_queues(rows, 1, chars, limited)[0], limited
 
     async def _plan_of(
         self,
@@ -516,18 +536,20 @@ class AgentPool:
         endpoints: Sequence[AgentEndpoint],
         n: int,
         deadline: Deadline | None,
+        awaited: int,
     ) -> Scheduler:
         chars = array("q", [len(text) if text else 0 for text in prompts.texts])
         limited = sizing.limited([r for r in rows if r not in prompts.fits] if prompts.fits else rows, chars)
         answer = int(sizing.chars_per_token * min(sizing.cap, _USUAL_ANSWER) * n)
-        runs = prefix_order(prompts.texts, rows, len(places), limited, answer=answer, order=self._batch.order)
+        order = "given" if awaited else self._batch.order  # most rows are not known yet
+        runs = prefix_order(prompts.texts, rows, len(places), limited, answer=answer, order=order)
         homes = runs.queues if runs else home_queues(rows, len(places), chars, limited)
         queues = dict(zip(places, homes, strict=True))
         in_flight = self._batch.single_in_flight if single else self._batch.max_in_flight
         rates = self._core.rates
 
         def tokens(row: int) -> int:
-            return sizing.estimate(chars[row]) + n * limited.get(row, sizing.cap)
+            return sizing.estimate(len(prompts.texts[row] or "")) + n * (scheduler.budget((row,)) or sizing.cap)
 
         fleet = Fleet(
             len(endpoints),
@@ -542,7 +564,7 @@ class AgentPool:
             rate_of=lambda index: rates.of(endpoints[index]),
             deadline=deadline,
         )
-        return Scheduler(
+        scheduler = Scheduler(
             fleet,
             [queues.get(i, []) for i in range(len(endpoints))],
             len(prompts.texts),
@@ -551,7 +573,9 @@ class AgentPool:
             expected=any(e.url in self._core.infos and self._status(e) == "up" for e in self._endpoints),
             tokens=tokens,
             parts=runs.parts if runs else None,
+            awaited=awaited,
         )
+        return scheduler
 
     def _status(self, endpoint: AgentEndpoint) -> str:
         info = self._core.infos.get(endpoint.url)

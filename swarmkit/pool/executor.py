@@ -11,7 +11,7 @@ import contextlib
 import math
 import time
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal
@@ -206,6 +206,10 @@ class Executor:
         self._emit(events.EndpointChanged(index, "removed", None, now))
         self._do(self._scheduler.handle(messages.Removed(index), now))
         self._check_present(now)
+
+    def join(self, rows: Sequence[int], limited: Mapping[int, int], awaited: int) -> None:
+        """Rows that have their prompts now are sent, too; see ``messages.Joined``."""
+        self._handle(messages.Joined(rows, limited, awaited))
 
     def _check_present(self, now: float) -> None:
         """Say so if all endpoints have left, and none has anything left to finish."""

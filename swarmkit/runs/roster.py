@@ -25,11 +25,20 @@ class Roster:
 
     def __init__(self) -> None:
         self.names: list[str] = []
+        self._urls: list[str] = []
         self._places: dict[str, int] = {}
 
     def place(self, endpoint: AgentEndpoint) -> int:
         """The index of an endpoint; a new one gets the next."""
-        index = self._places.setdefault(endpoint.url, len(self.names))
+        return self._place(endpoint.url, endpoint.name)
+
+    def place_of(self, other: Roster, index: int) -> int:
+        """The index of an endpoint that has this one in another run."""
+        return self._place(other._urls[index], other.names[index])
+
+    def _place(self, url: str, name: str) -> int:
+        index = self._places.setdefault(url, len(self.names))
         if index == len(self.names):
-            self.names.append(endpoint.name)
+            self.names.append(name)
+            self._urls.append(url)
         return index

@@ -40,6 +40,9 @@ OnError = Literal["column", "raise"]
 T = TypeVar("T")
 
 RUN_AGAIN = "Run the same command again: with store= nothing is asked twice"
+_ASK_AGAIN = ("classify", "filter", "pipeline", "semantic_entropy")  # they may ask a row several times
+_NOUNS = {"tree_reduce": "merge", "pipeline": "answer"}  # what a run counts
+_SAME_CALL = "with store= the same call asks only the others"
 _ONLY_MISSING = "only_missing=True asks only these rows"
 _GRACE_S = 0.5
 """Seconds after its deadline in which a run ends by itself, once it sends."""
@@ -252,9 +255,10 @@ class Run:
         self.cancel()
         concurrent.futures.wait([self._job], io_thread.GRACE_S)
         self._join_watchers()
+        again = _SAME_CALL if self.verb == "pipeline" else "only_missing=True sends only the others"
         return ScatterInterrupted(
             f"interrupted: {self.stats.known:,} of {self.stats.rows:,} rows are answered. They are in "
-            "swarmkit.last_run().partial(); only_missing=True sends only the others",
+            f"swarmkit.last_run().partial(); {again}",
             self._frame("interrupted"),
         )
 
@@ -292,13 +296,13 @@ class Run:
         merges = self.verb == "tree_reduce"
         causes = FailureSummary("groups" if merges else "rows")
         causes.add(self._errors())
-        twice = self.verb in ("classify", "filter", "semantic_entropy")  # they may ask a row twice
-        rows = len(frame) if twice else self.stats.rows
+        rows = len(frame) if self.verb in _ASK_AGAIN else self.stats.rows
         text = causes.text("the merges" if merges else f"{rows:,} rows", self._hint)
         lines = [text] if causes.count else []
         if self.stats.deadline:
             again = f"; on the result {_ONLY_MISSING}" if self._hint else ""
-            lines.append(f"{self.stats.left('merge' if merges else 'row')}. {RUN_AGAIN}{again}")
+            noun = _NOUNS.get(self.verb, "row")
+            lines.append(f"{self.stats.left(noun)}. {RUN_AGAIN}{again}")
         if lines and self._on_error == "raise":
             raise ScatterError("\n".join(lines), frame)
         lines += self.stats.cuts()

@@ -334,14 +334,14 @@ class RunStats:
         self._began = event.at_s - self.time_s
         self.story.started(event, self.time_s)
         known = bool(self.endpoints)
-        self._enrol(event.endpoints)
+        self.enrol(event.endpoints)
         if known:
             return
         for route in event.routes:
             self.routes[route] = self.routes.get(route, 0) + 1
 
     def _changed(self, event: EndpointChanged) -> None:
-        self._enrol(self.roster.names)
+        self.enrol(self.roster.names)
         endpoint = self.endpoints[event.endpoint]
         match event.state:
             case "distrusted" if event.failure:
@@ -356,7 +356,7 @@ class RunStats:
                 endpoint.breaker = Breaker.REMOVED
         self.story.changed(event, event.at_s - self._began, endpoint.name)
 
-    def _enrol(self, names: Sequence[str]) -> None:
+    def enrol(self, names: Sequence[str]) -> None:
         """Count for these endpoints, too, where they are new."""
         self.endpoints += map(EndpointStats, names[len(self.endpoints) :])
 

@@ -48,6 +48,16 @@ class Keys:
     def __iter__(self) -> Iterator[str]:
         return map(self.__getitem__, range(len(self)))
 
+    @classmethod
+    def without(cls, rows: int) -> Keys:
+        """A column of rows whose keys are not known yet."""
+        return cls(bytearray(SIZE * rows))
+
+    def put(self, rows: Sequence[int], keys: Keys) -> None:
+        """Take over the keys of some rows, in order."""
+        for place, row in enumerate(rows):
+            self._raw[row * SIZE : row * SIZE + SIZE] = keys._raw[place * SIZE : place * SIZE + SIZE]
+
     def digests(self) -> npt.NDArray[np.uint64]:
         """The first half of each key, as a number: what the index knows of it."""
         return np.frombuffer(self._raw, ">u8")[::2].astype(np.uint64)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Iterable, Sequence
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -13,6 +13,7 @@ from ..client import io_thread
 from ..engine.columns import Columns
 from ..engine.deadline import Deadline
 from ..errors import SettingError
+from ..pool.arrivals import Arrivals
 from ..pool.vllm_pool import VLLMPool
 from ..pool.watch import present
 from ..records import Failure, Prompts, RequestSpec
@@ -20,6 +21,7 @@ from ..runs.events import Listener, RowFailed, RowsDone, RowsRetracted, RowsReus
 from ..runs.listeners import Listeners
 from ..runs.stats import RunStats
 from .folder import Folder
+from .keys import Keys
 from .writer import Writer
 
 __all__ = ["Dedup", "check_dedup", "duplicates_in", "run"]
@@ -49,6 +51,8 @@ async def run(
     store: Folder | None = None,
     dedup: Dedup = "auto",
     deadline: Deadline | None = None,
+    parts: Sequence[Listener] = (),
+    arrivals: Arrivals | None = None,
 ) -> Failure | None:
     """``pool.run`` for the rows that must be sent; the others are filled in.
 
@@ -61,6 +65,11 @@ async def run(
         Sampled answers to the same prompt are meant to differ.
     deadline : Deadline, optional
         When the run must be over.
+    parts : sequence of callable
+        Parts of the run, called before the listeners: what they raise ends it.
+    arrivals : Arrivals, optional
+        Where more rows come from while it goes on: they are looked up as those of ``pending`` are, with a store that is
+        for several frames (``Folder.for_frames``).
     """
     stats.rows += len(prompts.texts)
     stats.failed += len(prompts.errors)
@@ -72,49 +81,134 @@ async def run(
     else:
         rows = list(pending)
         stats.kept += len(prompts.texts) - len(rows)
-    rows = [r for r in rows if prompts.texts[r] is not None]
-    if spec.too_long != "error":
-        prompts, cut, context = await io_thread.run_on_loop(still.fitted(spec, prompts, rows))
-        columns.truncated |= cut
-        stats.truncated += len(cut)
-        stats.context = context or 0
     same = spec.params.get("temperature") == 0 and spec.n == 1 if dedup == "auto" else dedup
-    duplicates = duplicates_in(rows, prompts) if same else {}
-    skipped = {row for repeats in duplicates.values() for row in repeats}
-    rows = [r for r in rows if r not in skipped]
     guarded = Listeners(listeners, stats.listener_errors)
-    reuse = _Reuse(columns, duplicates, [stats, guarded])
-    parts: list[Listener] = []
+    informed: list[Listener] = [stats, *parts, guarded]
+    known = _Known(still, spec, prompts, columns, stats, informed, store, same, in_parts=arrivals is not None)
+    rows = await known.to_send(rows)
+    later = None if arrivals is None else _Later(arrivals, known)
+    if later is not None and not rows:
+        rows = await later.next()
+    called: list[Listener] = []
     writer = None
-    if store is not None:
-        keys = await asyncio.to_thread(store.keys, spec, prompts.texts, same)
-        indexes = {e.name: stats.roster.place(e) for e in still.endpoints}
-        stored = await asyncio.to_thread(store.fill, columns, keys, rows, indexes)
-        for row in await _with_room(still, spec, prompts, columns, stored):
+    if store is not None and rows:  # a store that cannot be written is noticed before a row is sent
+        writer, keys = store.writer(), known.keys[0]
+        texts = known.prompts.texts if store.store_prompts else None
+
+        def write(event: RunEvent) -> None:
+            if isinstance(event, RowsDone) and event.rows:
+                writer.write(spec, columns, event.rows, keys, stats.roster.names, texts)
+            elif isinstance(event, RowsRetracted):
+                writer.retract(spec, event.rows, keys)
+
+        called.append(write)  # first: a row is on its way to the disk before listeners are notified of it
+    if known.reuse.duplicates or (later is not None and same):
+        called.append(known.reuse)
+    how: dict[str, Any] = {"parts": [*called, *parts], "deadline": deadline, "arrivals": later}
+    work = pool.run(known.prompts, spec, columns, [guarded], rows, stats, **how)
+    return await (work if writer is None else _with_writer(work, writer))
+
+
+class _Known:
+    """Finds the rows that must be sent, and fills in the others: those with a stored answer, and those with the prompt
+    of another row.
+
+    It is asked once; or, with ``in_parts``, about some rows at a time.
+    """
+
+    def __init__(
+        self,
+        pool: VLLMPool,
+        spec: RequestSpec,
+        prompts: Prompts,
+        columns: Columns,
+        stats: RunStats,
+        listeners: Sequence[Listener],
+        store: Folder | None,
+        same: bool,
+        in_parts: bool,
+    ) -> None:
+        self._pool = pool
+        self._spec = spec
+        self._fits: set[int] = set()
+        self.prompts = Prompts(prompts.texts, prompts.errors, self._fits) if in_parts else prompts
+        self._columns = columns
+        self._stats = stats
+        self._store = store
+        self._same = same
+        self._first: dict[str, int] | None = {} if in_parts else None  # by prompt, the row that is asked
+        self.keys: list[Keys] = []
+        self.reuse = _Reuse(columns, listeners)
+
+    async def to_send(self, rows: Iterable[int]) -> list[int]:
+        """Those of some rows that must be sent."""
+        found = [row for row in rows if self.prompts.texts[row] is not None]
+        if self._spec.too_long != "error":
+            await self._cut(found)
+        if self._same:
+            duplicates = duplicates_in(found, self.prompts, self._first)
+            self.reuse.add(duplicates)
+            skipped = {row for repeats in duplicates.values() for row in repeats}
+            found = [row for row in found if row not in skipped]
+        return found if self._store is None else await self._not_stored(self._store, found)
+
+    async def _cut(self, rows: Sequence[int]) -> None:
+        prompts, cut, context = await io_thread.run_on_loop(self._pool.fitted(self._spec, self.prompts, rows))
+        if self._first is None:
+            self.prompts = prompts
+        else:  # the run has these texts already
+            for row in cut:
+                self.prompts.texts[row] = prompts.texts[row]
+            self._fits |= prompts.fits
+        self._columns.truncated |= cut
+        self._stats.truncated += len(cut)
+        self._stats.context = context or 0
+
+    async def _not_stored(self, store: Folder, rows: list[int]) -> list[int]:
+        columns = self._columns
+        await asyncio.to_thread(self._find_keys, store, rows)
+        indexes = {e.name: self._stats.roster.place(e) for e in self._pool.endpoints}
+        stored = await asyncio.to_thread(store.fill, columns, self.keys, rows, indexes)
+        for row in await _with_room(self._pool, self._spec, self.prompts, columns, stored, rows):
             stored[row] = False
-        if schema := spec.schema:  # validators of a pydantic model may have changed since
+        if schema := self._spec.schema:  # validators of a pydantic model may have changed since
             for row in np.flatnonzero(stored).tolist():
                 stored[row] = schema.problem(columns.text[row] or "") is None
         known = [row for row in rows if stored[row]]
         rows = [row for row in rows if not stored[row]]
         for row in [row for row in rows if columns.latency_s[row] >= 0]:
             columns.clear(row)  # stored in part, or cut: it is asked again as a whole
-        reuse.found_in_store(known)
-        if rows:  # a store that cannot be written is noticed before a row is sent
-            writer = store.writer()
-            texts = prompts.texts if store.store_prompts else None
+        self.reuse.found_in_store(known)
+        return rows
 
-            def write(event: RunEvent) -> None:
-                if isinstance(event, RowsDone) and event.rows:
-                    writer.write(spec, columns, event.rows, keys[0], stats.roster.names, texts)
-                elif isinstance(event, RowsRetracted):
-                    writer.retract(spec, event.rows, keys[0])
+    def _find_keys(self, store: Folder, rows: Sequence[int]) -> None:
+        """Find the keys of these rows; of all, where they are not asked about in parts."""
+        texts = self.prompts.texts
+        if self._first is None:
+            self.keys = store.keys(self._spec, texts, self._same)
+            return
+        found = store.keys(self._spec, [texts[row] for row in rows], self._same)
+        self.keys = self.keys or [Keys.without(len(texts)) for _ in found]
+        for keys, of_rows in zip(self.keys, found, strict=True):
+            keys.put(rows, of_rows)
 
-            parts.append(write)  # first: a row is on its way to the disk before listeners are notified of it
-    if duplicates:
-        parts.append(reuse)
-    work = pool.run(prompts, spec, columns, [guarded], rows, stats, parts=parts, deadline=deadline)
-    return await (work if writer is None else _with_writer(work, writer))
+
+class _Later:
+    """The rows that come into a run later, and must be sent."""
+
+    def __init__(self, arrivals: Arrivals, known: _Known) -> None:
+        self._arrivals = arrivals
+        self._known = known
+
+    @property
+    def awaited(self) -> int:
+        return self._arrivals.awaited
+
+    async def next(self) -> list[int]:
+        while rows := await self._arrivals.next():
+            if rows := await self._known.to_send(rows):
+                return rows
+        return []
 
 
 async def _with_writer(work: Coroutine[Any, Any, Failure | None], writer: Writer) -> Failure | None:
@@ -132,7 +226,12 @@ async def _with_writer(work: Coroutine[Any, Any, Failure | None], writer: Writer
 
 
 async def _with_room(
-    pool: VLLMPool, spec: RequestSpec, prompts: Prompts, columns: Columns, stored: npt.NDArray[np.bool_]
+    pool: VLLMPool,
+    spec: RequestSpec,
+    prompts: Prompts,
+    columns: Columns,
+    stored: npt.NDArray[np.bool_],
+    rows: Sequence[int],
 ) -> set[int]:
     """Rows whose stored answer was cut at a smaller limit than they would have now: they are asked again.
 
@@ -140,8 +239,10 @@ async def _with_room(
     reason, else such rows would be asked in every run.
     """
     cut: dict[int, int] = {}
-    for slot in [slot for slot, reason in enumerate(columns.finish_reason) if reason == "length"]:
-        row, length = slot // columns.n, columns.completion_tokens[slot]
+    reasons, n = columns.finish_reason, columns.n
+    slots = rows if n == 1 else [slot for row in rows for slot in range(row * n, row * n + n)]
+    for slot in [slot for slot in slots if reasons[slot] == "length"]:
+        row, length = slot // n, columns.completion_tokens[slot]
         if stored[row] and 0 <= length < spec.max_tokens:
             cut[row] = min(length, cut.get(row, length))
     if not cut:
@@ -150,11 +251,15 @@ async def _with_room(
     return {row for row, length in cut.items() if rooms.get(row, 0) > length * 1.1}
 
 
-def duplicates_in(rows: Sequence[int], prompts: Prompts) -> dict[int, list[int]]:
-    """The first row of each repeated prompt -> the rows that repeat it."""
-    if len(rows) == len({prompts.texts[row] for row in rows}):
-        return {}
-    first: dict[str, int] = {}
+def duplicates_in(rows: Sequence[int], prompts: Prompts, first: dict[str, int] | None = None) -> dict[int, list[int]]:
+    """The first row of each repeated prompt -> the rows that repeat it.
+
+    ``first`` has the first row of each prompt of earlier rows, and gets those of these.
+    """
+    if first is None:
+        if len(rows) == len({prompts.texts[row] for row in rows}):
+            return {}
+        first = {}
     duplicates: dict[int, list[int]] = {}
     for row in rows:
         text = prompts.texts[row] or ""
@@ -166,27 +271,31 @@ def duplicates_in(rows: Sequence[int], prompts: Prompts) -> dict[int, list[int]]
 class _Reuse:
     """Copies a row's answer, or its error, to the rows with the same prompt."""
 
-    def __init__(self, columns: Columns, duplicates: dict[int, list[int]], listeners: Sequence[Listener]) -> None:
+    def __init__(self, columns: Columns, listeners: Sequence[Listener]) -> None:
         self._columns = columns
-        self._duplicates = duplicates
+        self.duplicates: dict[int, list[int]] = {}
         self._listeners = listeners
         self._retracted: set[int] = set()  # rows that listeners know to be reused, until their next answer
+
+    def add(self, duplicates: Mapping[int, Sequence[int]]) -> None:
+        """More rows have the prompts of others, whose answers may be there already."""
+        for row, repeats in duplicates.items():
+            self.duplicates.setdefault(row, []).extend(repeats)
+            if row in self._columns.errors:
+                self._fail(row, repeats)
+            elif self._columns.is_settled(row):
+                self._notify(self._copied(row, repeats))
 
     def __call__(self, event: RunEvent) -> None:
         match event:
             case RowsDone():
                 self._copy(event.rows)
             case RowsRetracted(_, rows, _, _):
-                for repeat in [repeat for row in rows for repeat in self._duplicates.get(row, ())]:
+                for repeat in [repeat for row in rows for repeat in self.duplicates.get(row, ())]:
                     self._columns.clear(repeat)
                     self._retracted.add(repeat)
             case RowFailed(row, _, _):
-                repeats = self._duplicates.get(row, [])
-                for repeat in repeats:
-                    if self._columns.text[row * self._columns.n] is not None:  # an answer that is not valid
-                        self._columns.copy(row, repeat)
-                    self._columns.fail(repeat, self._columns.errors[row], self._columns.endpoint[row])
-                self._notify(repeats, len(repeats), row)
+                self._fail(row, self.duplicates.get(row, ()))
 
     def found_in_store(self, rows: Sequence[int]) -> None:
         """Rows have their answers from the store; copy these to their duplicates."""
@@ -197,12 +306,24 @@ class _Reuse:
         """Copy the answers of rows to their duplicates."""
         copied: list[int] = []
         for row in rows:
-            repeats = self._duplicates.get(row, ())
-            for repeat in repeats:
-                self._columns.copy(row, repeat)
-            copied += [repeat for repeat in repeats if repeat not in self._retracted]
-            self._retracted.difference_update(repeats)
+            copied += self._copied(row, self.duplicates.get(row, ()))
         self._notify(copied)
+
+    def _copied(self, row: int, repeats: Sequence[int]) -> list[int]:
+        """Copy the answer of a row to some of its duplicates; return those of which listeners do not know."""
+        for repeat in repeats:
+            self._columns.copy(row, repeat)
+        new = [repeat for repeat in repeats if repeat not in self._retracted]
+        self._retracted.difference_update(repeats)
+        return new
+
+    def _fail(self, row: int, repeats: Sequence[int]) -> None:
+        """Give the error of a row to some of its duplicates."""
+        for repeat in repeats:
+            if self._columns.text[row * self._columns.n] is not None:  # an answer that is not valid
+                self._columns.copy(row, repeat)
+            self._columns.fail(repeat, self._columns.errors[row], self._columns.endpoint[row])
+        self._notify(repeats, len(repeats), row)
 
     def _notify(self, rows: Sequence[int], failed: int = 0, source: int | None = None, stored: bool = False) -> None:
         if rows:

@@ -1,0 +1,458 @@
+"""Several questions in a row: each row goes on to its next step when it has the answer of the last one.
+
+Each step is a run of its own, and all of them go on at the same time. A row joins the run of the next step a moment
+after its answer, so no step waits for the slowest rows of the one before.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any, Unpack
+
+import pandas as pd
+
+from ..engine.columns import UNKNOWN
+from ..errors import SettingError, StoreError
+from ..pool.watch import present
+from ..records import Failure, FailureKind, Prompts
+from ..runs.events import (
+    EndpointChanged,
+    Listener,
+    RowFailed,
+    RowsDone,
+    RowsRetracted,
+    RowsReused,
+    RunEnded,
+    RunEvent,
+    RunStarted,
+)
+from ..runs.listeners import Listeners
+from ..runs.run import Run, finished
+from ..runs.stats import RunStats
+from ..store.reuse import run as run_with_reuse
+from .call import PreparedCall, arguments, read_options
+from .options import NOT_OF_PIPELINE, NOT_OF_STEP, PipelineOptions, StepOptions
+from .prompts import check_frame
+from .signatures import keywords, takes
+from .steps import Step, StepFrame
+
+__all__ = ["pipeline"]
+
+_LEAST_S, _MOST_S, _SHARE = 0.05, 5.0, 0.02
+"""Seconds in which rows are gathered that go on together: this share of the time that the step has run, so that long
+runs need few requests, and lose little."""
+_ADDED = ("retries", "halvings", "steals", "reissues", "truncated")
+_OF_STEP = keywords(StepOptions).keys() - NOT_OF_STEP
+_OF_ALL = ("store", "deadline", "progress", "monitor", "on_error")
+_SPENT = ("cut", "prompt_tokens", "completion_tokens", "_counted")
+
+
+@takes(PipelineOptions, without=NOT_OF_PIPELINE)
+def pipeline(df: pd.DataFrame, steps: Sequence[Step], **options: Unpack[PipelineOptions]) -> pd.DataFrame:
+    """Ask each row several questions, one after another, whose prompts may use the answers before.
+
+    A row goes on to its next step when it has its answer, whatever the other rows do, so the steps overlap. Each step
+    is asked as ``scatter`` asks it, with its own schema, pool or model; an endpoint may hold the requests of several.
+    Keywords of the call hold for every step that does not say otherwise.
+
+    Parameters
+    ----------
+    df : pandas.DataFrame
+        The rows. Never changed.
+    steps : sequence of Step
+        The questions, in order.
+
+    Returns
+    -------
+    pandas.DataFrame
+        A copy of ``df``, same index, same order, with the columns of every step: ``<name>``, ``<name>_error``, and
+        those of its ``schema`` or ``details``, as ``scatter`` has them. A row that fails at a step has no later
+        answers, and their errors say why. A row that a step does not ask (``when=``) has neither answer nor error
+        there, nor in later steps whose prompt or ``when=`` names its columns; the others ask it.
+
+    Raises
+    ------
+    UnknownColumnError, PromptError
+        The prompt of a step cannot be made.
+    SettingError, TypeError
+        No step, two of one name, columns of two steps that have the same name, a ``when=`` that is no expression; or a
+        keyword that is not taken.
+    NoEndpointsError, ScatterInterrupted, ScatterError
+        As for ``scatter``. If no endpoint of a step is left, the other steps end, too; ``.frame`` has what had
+        finished.
+
+    Examples
+    --------
+    >>> import swarmkit as sk, pandas as pd
+    >>> df = pd.DataFrame({"gene": ["lacZ", "recA"]})
+    >>> steps = [
+    ...     sk.Step("role", "What does {gene} do?", max_tokens=32),
+    ...     sk.Step("check", "Is that right? {role}", when="{gene} == 'recA'", max_tokens=32),
+    ... ]
+    >>> with sk.local(1, engine="echo") as swarm, sk.connect(swarm) as pool:
+    ...     answers = sk.pipeline(df, steps)
+    >>> answers["check"].tolist()
+    [nan, 'echo: Is that right? echo: What does recA do?']
+    """
+    return finished(lambda: _Pipeline(df, steps, options).start())
+
+
+def gather_s(ran_s: float) -> float:
+    """Seconds in which rows are gathered, when a pipeline has run for so many."""
+    return min(max(_LEAST_S, _SHARE * ran_s), _MOST_S)
+
+
+class _Part:
+    """A step that is running. It says which rows come to its run, and hears what becomes of them.
+
+    Attributes
+    ----------
+    awaited : int
+        Rows that may still come; those that wait to be taken are among them.
+    """
+
+    def __init__(self, whole: _Pipeline, place: int, frame: StepFrame, call: PreparedCall) -> None:
+        self._whole, self._place, self.frame, self.call = whole, place, frame, call
+        self.stats = RunStats()
+        frame.names = self.stats.roster.names
+        self.prompts = Prompts([None] * len(frame.df))
+        self.restart()
+
+    def restart(self) -> None:
+        """Begin a pass over all rows."""
+        size = len(self.frame.df)
+        self.awaited = size
+        self._waiting: list[int] = []
+        self._passed = bytearray(size)  # rows that this step is done with
+        self._changed = asyncio.Event()
+        self._began = time.monotonic()
+
+    # ---- rows that come ------------------------------
+
+    def put(self, rows: Iterable[int]) -> None:
+        """Rows come that the steps before are done with."""
+        self._waiting += rows
+        self._changed.set()
+
+    def drop(self, row: int, why: str) -> None:
+        """A row does not come, since it failed before."""
+        if self.frame.columns.is_settled(row):
+            self._take_back(row)
+        self.frame.unreached[row] = why
+        self.awaited -= 1
+        self._changed.set()
+
+    def close(self) -> None:
+        """No more rows come."""
+        self.awaited = len(self._waiting)
+        self._changed.set()
+
+    async def next(self) -> list[int]:
+        """The next rows to be asked; none when no more will come."""
+        while True:
+            while self.awaited and not self._waiting:
+                self._changed.clear()
+                await self._changed.wait()
+            if not self._waiting:
+                return []
+            if self.awaited > len(self._waiting):
+                await asyncio.sleep(gather_s(time.monotonic() - self._began))
+            rows, self._waiting = self._waiting, []
+            self.awaited -= len(rows)
+            if asked := await self._asked(rows):
+                return asked
+
+    async def _asked(self, rows: list[int]) -> list[int]:
+        """Those of some rows that must be asked; the others go on, or fail."""
+        frame, columns = self.frame, self.frame.columns
+        found = await asyncio.to_thread(frame.asked, rows)
+        frame.skipped.difference_update(rows)
+        frame.skipped |= found.skipped
+        for row in rows:
+            frame.unreached.pop(row, None)
+            text = found.texts.get(row)
+            if columns.is_settled(row) and frame.made[row] != text:  # of an earlier pass; its prompt was another one
+                self._take_back(row)
+            frame.made[row] = self.prompts.texts[row] = text
+        now = time.monotonic()
+        for row, error in found.errors.items():
+            if not columns.is_settled(row):
+                columns.fail(row, error)
+                self._whole.emit(self._place, RowFailed(row, Failure(FailureKind.REJECTED, error), now))
+        self._whole.count_rows()
+        self._pass_on([row for row in rows if row in found.skipped or columns.is_settled(row)])
+        return [row for row in found.texts if not columns.is_settled(row)]
+
+    def _take_back(self, row: int) -> None:
+        columns, why = self.frame.columns, "the answer that its prompt was made of was taken back"
+        endpoint = columns.endpoint[row]
+        if row in columns.errors or endpoint == UNKNOWN:
+            self._whole.stats.failed -= row in columns.errors
+        else:
+            self._whole.emit(self._place, RowsRetracted(endpoint, [row], why, time.monotonic()))
+        columns.clear(row)
+
+    # ---- what becomes of them ------------------------------
+
+    def __call__(self, event: RunEvent) -> None:
+        """Hear of an event of its run."""
+        match event:
+            case RunStarted():
+                self._whole.began(self._place, event)
+            case RunEnded():
+                pass
+            case _:
+                self._whole.emit(self._place, event)
+        match event:
+            case RowsDone() | RowsReused() if event.rows:
+                self._pass_on(event.rows)
+            case RowFailed():
+                self._pass_on([event.row])
+            case RowsRetracted() if any(self._passed[row] for row in event.rows):
+                self._whole.again = True
+            case EndpointChanged(index, "distrusted"):
+                self._whole.distrusted.add(self.stats.roster.names[index])
+
+    def _pass_on(self, rows: Iterable[int]) -> None:
+        """Rows are done here: they go to the next step, or, where they failed, to none."""
+        new = [row for row in rows if not self._passed[row]]
+        later = self._whole.parts[self._place + 1 :]
+        for row in new:
+            self._passed[row] = 1
+        errors = self.frame.columns.errors
+        if later:
+            later[0].put([row for row in new if row not in errors])
+        for row in new:
+            if row in errors:
+                for part in later:
+                    part.drop(row, f"not asked: the step {self.frame.name!r} failed: {errors[row]}")
+        if any(row in errors for row in new):
+            self._whole.count_rows()
+
+    async def run(self) -> Failure | None:
+        """Ask all rows that come."""
+        if not (rows := await self.next()):
+            return None
+        call, distrusted = self.call, self._whole.distrusted
+        believed = [place for place, e in enumerate(call.pool.endpoints) if e.name not in distrusted]
+        pool = call.pool.select(believed) if distrusted and believed else call.pool  # few rows would not show it again
+        how: dict[str, Any] = {"store": self.call.store, "dedup": self.call.dedup, "deadline": self.call.deadline}
+        how |= {"parts": [self], "arrivals": self}
+        columns = self.frame.columns
+        return await run_with_reuse(pool, self.prompts, call.spec, columns, (), rows, self.stats, **how)
+
+
+class _Pipeline:
+    """A frame and its steps, whose columns are filled during the run.
+
+    To those who look at the run from outside, the rows of step ``k`` are numbered from ``k * len(df)``.
+    """
+
+    def __init__(self, df: pd.DataFrame, steps: Sequence[Step], options: Mapping[str, Any]) -> None:
+        check_frame(df)
+        if own := [name for name in options if name in _OF_STEP - inspect.signature(pipeline).parameters.keys()]:
+            raise TypeError(f"{own[0]}= belongs to a step: swarmkit.Step(name, prompt, {own[0]}=...)")
+        self._given = given = arguments(pipeline, options)
+        self.df = df.copy(deep=False)
+        self.steps = _checked(steps)
+        shared = {name: value for name, value in options.items() if name in _OF_STEP}
+        self._calls = [arguments(Step, {**shared, **step.options}, step.prompt) for step in self.steps]
+        self._calls = [{**call, **{name: given[name] for name in _OF_ALL}} for call in self._calls]
+        self._frames: list[StepFrame] = []
+        for step, call in zip(self.steps, self._calls, strict=True):
+            self._frames.append(StepFrame(self.df, step, call, tuple(self._frames)))
+        self.parts: list[_Part] = []
+        self.distrusted: set[str] = set()  # names of endpoints that gave the same answer to every prompt
+        self.again = False  # whether answers were taken back that later steps had used
+        self.stats = RunStats()
+        self._listeners: Listener = lambda event: None
+
+    def start(self) -> Run:
+        """Connect to the pools of the steps, and start the run."""
+        calls = self._prepared()
+        index = self.df.index.append([self.df.index] * (len(calls) - 1))
+
+        async def work(stats: RunStats) -> Failure | None:
+            return await self._work(calls, stats)
+
+        on_error, deadline = calls[0].on_error, calls[0].deadline
+        run = Run("pipeline", work, self.frame, self._errors, on_error, "", self._answers, index, deadline)
+        return calls[0].shown(run)
+
+    def _prepared(self) -> list[PreparedCall]:
+        """The calls of the steps. A pool that several of them name is made once."""
+        made: dict[int, Any] = {}
+        calls: list[PreparedCall] = []
+        try:
+            for given in self._calls:
+                asked = given["pool"]
+                call = read_options({**given, "pool": made.get(id(asked), asked)})
+                if call.owned:
+                    made[id(asked)] = call.pool
+                calls.append(replace(call, store=call.store.for_frames() if call.store is not None else None))
+        except BaseException:
+            _close(calls)
+            raise
+        return calls
+
+    # ---- the run ------------------------------
+
+    async def _work(self, calls: Sequence[PreparedCall], stats: RunStats) -> Failure | None:
+        self.stats = stats
+        self._listeners = Listeners(calls[0].listeners("pipeline"), stats.listener_errors)
+        self.parts = [_Part(self, *each) for each in zip(range(len(calls)), self._frames, calls, strict=True)]
+        failure, cancelled, error = None, True, ""
+        try:
+            for call in calls:
+                pool = await present(call.pool, stats)
+                await pool.complete(call.spec)  # a model that there is none of is said before anything is asked
+                for endpoint in pool.endpoints:
+                    stats.roster.place(endpoint)
+            self.count_rows()
+            self.stats(self._started())
+            self._listeners(self._started())
+            failure = await self._passes()
+            cancelled = False
+            await _close_stores(calls)
+            return failure
+        except Exception as exc:
+            error, cancelled = f"{type(exc).__name__}: {exc}", False
+            raise
+        finally:
+            self._add_up()
+            self.emit(0, RunEnded(failure, cancelled, time.monotonic(), error))
+            with suppress(StoreError):  # which has been raised before
+                await _close_stores(calls)
+            for call in calls:
+                await call.aclose()
+
+    async def _passes(self) -> Failure | None:
+        """Ask all rows. Where answers were taken back that later steps had used, these steps go again through the rows,
+        and ask those that have another prompt now."""
+        while True:
+            failure = await self._all_steps()
+            if failure is not None or not self.again:
+                return failure
+            self.again = False
+            for part in self.parts:
+                part.restart()
+
+    async def _all_steps(self) -> Failure | None:
+        self.parts[0].put(range(len(self.df)))
+        tasks = {asyncio.ensure_future(part.run()): place for place, part in enumerate(self.parts)}
+        late: Failure | None = None
+        try:
+            left = set(tasks)
+            while left:
+                done, left = await asyncio.wait(left, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    failure = task.result()
+                    if failure is not None and failure.kind is not FailureKind.DEADLINE:
+                        return failure
+                    late = failure or late
+                    for part in self.parts[tasks[task] + 1 : tasks[task] + 2]:
+                        part.close()
+            return late
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _add_up(self) -> None:
+        """Take over what the steps' own counts have and events do not tell."""
+        for part in self.parts:
+            for name in _ADDED:
+                setattr(self.stats, name, getattr(self.stats, name) + getattr(part.stats, name))
+            self.stats.context = max(self.stats.context, part.stats.context)
+            if part.stats.cut:  # a warning names the limit
+                self.stats.max_tokens = max(self.stats.max_tokens, part.stats.max_tokens)
+            self.stats.lengths += part.stats.lengths
+            self.stats.notices += [line for line in part.stats.notices if line not in self.stats.notices]
+
+    # ---- as it is seen from outside ------------------------------
+
+    def began(self, place: int, event: RunStarted) -> None:
+        """The run of a step has begun."""
+        for route in event.routes:
+            route = f"{self._frames[place].name}: {route}"
+            self.stats.routes[route] = self.stats.routes.get(route, 0) + 1
+
+    def _started(self) -> RunStarted:
+        known = self.stats.stored + self.stats.reused
+        return RunStarted(self.stats.rows, self.stats.rows - known, self.stats.roster.names, (), time.monotonic())
+
+    def count_rows(self) -> None:
+        """Count the answers that there may be: rows that a step does not ask have none."""
+        frames = self._frames
+        rows = len(self.df) * len(frames) - sum(len(f.skipped) + len(f.unreached) for f in frames)
+        if rows != self.stats.rows:
+            self.stats.rows = rows
+            self._listeners(self._started())
+
+    def emit(self, place: int, event: RunEvent) -> None:
+        """Tell the listeners an event of a step, with the numbers of the whole."""
+        part, first, changes = self.parts[place], place * len(self.df), dict[str, Any]()
+        if hasattr(event, "endpoint"):
+            changes["endpoint"] = self.stats.roster.place_of(part.stats.roster, event.endpoint)
+            self.stats.enrol(self.stats.roster.names)
+        if hasattr(event, "ticket"):
+            changes["ticket"] = event.ticket * len(self.parts) + place
+        for name in ("rows", "unfinished", "again"):
+            if rows := getattr(event, name, ()):
+                changes[name] = [first + row for row in rows]
+        if hasattr(event, "row"):
+            changes["row"] = first + event.row
+        if isinstance(event, RowsReused) and event.source is not None:
+            changes["source"] = first + event.source
+        event = replace(event, **changes) if changes else event
+        self.stats(event)
+        for name in _SPENT:  # which need the columns of the step
+            setattr(self.stats, name, sum(getattr(each.stats, name) for each in self.parts))
+        self._listeners(self._started() if isinstance(event, RowsReused) else event)
+
+    def frame(self, unfinished: str) -> pd.DataFrame:
+        """The frame with the answers of all steps so far."""
+        found = self.df
+        for step in self._frames:
+            found = step.onto(found, unfinished)
+        return found
+
+    def _errors(self) -> list[tuple[object, str]]:
+        """The failed rows' labels, and the step at which they failed."""
+        found = {row: f"{f.name}: {error}" for f in reversed(self._frames) for row, error in f.columns.errors.items()}
+        return [(self.df.index[row], found[row]) for row in sorted(found)]
+
+    def _answers(self, rows: Iterable[int]) -> list[tuple[object, str]]:
+        size = len(self.df)
+        places = [divmod(row, size) for row in rows]
+        return [(self.df.index[row], self._frames[step].columns.text[row] or "") for step, row in places]
+
+
+def _checked(steps: Sequence[Step]) -> list[Step]:
+    if isinstance(steps, Step) or not isinstance(steps, Iterable):
+        raise SettingError(f"steps={steps!r}: must be a list of swarmkit.Step(name, prompt, ...)")
+    found = list(steps)
+    if not found:
+        raise SettingError("steps=[]: a pipeline needs one swarmkit.Step(name, prompt, ...) at least")
+    if other := [step for step in found if not isinstance(step, Step)]:
+        raise SettingError(f"steps= holds a {type(other[0]).__name__}: each is a swarmkit.Step(name, prompt, ...)")
+    names = [step.name for step in found]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise SettingError(f"two steps are named {twice[0]!r}: each needs a name of its own, for its column")
+    return found
+
+
+async def _close_stores(calls: Iterable[PreparedCall]) -> None:
+    for call in calls:
+        if call.store is not None:
+            await asyncio.to_thread(call.store.close)
+
+
+def _close(calls: Iterable[PreparedCall]) -> None:
+    for call in calls:
+        call.close()
