@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .analysis import compare as comparison
     from .analysis import estimate as estimation
     from .frames import classify as classification
+    from .frames import embed as embedding
     from .frames import verbs
     from .frames.prompts import PromptLike
     from .runs.run import Run
@@ -51,6 +52,7 @@ class _Module:
 if not TYPE_CHECKING:
     verbs, comparison = _Module(".frames.verbs"), _Module(".analysis.compare")
     classification, estimation = _Module(".frames.classify"), _Module(".analysis.estimate")
+    embedding = _Module(".frames.embed")
 
 
 class _Verb(Generic[M]):
@@ -102,6 +104,7 @@ class FrameSwarm:
     tree_reduce = _of_frame(lambda: verbs.tree_reduce)
     atree_reduce = _of_frame(lambda: verbs.atree_reduce)
     classify = _of_frame(lambda: classification.classify)
+    embed = _of_frame(lambda: embedding.embed)
     preview = _of_frame(lambda: verbs.preview)
     compare = _of_frame(lambda: comparison.compare)
     estimate = _of_frame(lambda: estimation.estimate)
@@ -124,6 +127,7 @@ class SeriesSwarm:
     tree_reduce = _of_column(lambda: verbs.tree_reduce)
     atree_reduce = _of_column(lambda: verbs.atree_reduce)
     classify = _of_frame(lambda: classification.classify)
+    embed = _of_values(lambda: embedding.embed)
     preview = _of_values(lambda: verbs.preview)
     compare = _of_values(lambda: comparison.compare)
     estimate = _of_values(lambda: estimation.estimate)

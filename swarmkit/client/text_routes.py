@@ -85,8 +85,8 @@ async def why_no_text(transport: Transport, endpoint: AgentEndpoint, model: str,
         body = json.dumps({"model": model, "input": ["Hi"]}).encode()
         if "data" in await transport.json(endpoint, "/v1/embeddings", body, timeout=timeout):
             return (
-                f"{endpoint.name} serves embeddings, no text: ask for those by "
-                f"pool.client(0).embeddings.create(model={model!r}, input=[...]), and for text at another server"
+                f"{endpoint.name} serves embeddings, no text: ask for those by df.swarm.embed(...), and for text at "
+                "another server"
             )
     words = next((f.message for f in refused if f.status not in NO_ROUTE), "")
     return words and f"{endpoint.name} refuses every prompt, also the shortest one: {words}"

@@ -57,7 +57,8 @@ async def run(
     store : Folder, optional
         Where finished rows are looked up, and written as they finish.
     dedup : {"auto", True, False}
-        Whether duplicate prompts are sent once; "auto" does so at temperature 0, where their answers are equal.
+        Whether duplicate prompts are sent once; "auto" does so at temperature 0 and for embeddings, where their answers
+        are equal.
         Sampled answers to the same prompt are meant to differ.
     deadline : Deadline, optional
         When the run must be over.
@@ -78,7 +79,8 @@ async def run(
         columns.truncated |= cut
         stats.truncated += len(cut)
         stats.context = context or 0
-    same = spec.params.get("temperature") == 0 and spec.n == 1 if dedup == "auto" else dedup
+    equal = spec.kind == "embeddings" or (spec.params.get("temperature") == 0 and spec.n == 1)
+    same = equal if dedup == "auto" else dedup
     duplicates = duplicates_in(rows, prompts) if same else {}
     skipped = {row for repeats in duplicates.values() for row in repeats}
     rows = [r for r in rows if r not in skipped]

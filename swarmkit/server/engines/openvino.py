@@ -103,6 +103,7 @@ class OpenVinoEngine:
         self.model = re.sub(r"\.Q\d\w*$", "", Path(model).stem)
         self.max_model_len = max_model_len
         self.max_logprobs = 1  # openvino-genai tells that of the token that is chosen
+        self.generates, self.dimensions = True, 0
         self._max_num_seqs = max_num_seqs
         scheduler = openvino_genai.SchedulerConfig()
         scheduler.cache_size = max(1, round(cache_gb))
