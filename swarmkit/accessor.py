@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, Literal, ParamSpec, Protocol, TypeVar, Unpack, overload
 
 import pandas as pd
 
@@ -17,11 +17,15 @@ from .runs.progress import register_monitor
 from .text import plural
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
     from .analysis import compare as comparison
     from .analysis import estimate as estimation
     from .frames import classify as classification
     from .frames import embed as embedding
     from .frames import verbs
+    from .frames.options import EmbedOptions
     from .frames.prompts import PromptLike
     from .runs.run import Run
 
@@ -79,6 +83,19 @@ class _DefaultPrompt(Protocol[P, R_co]):
     def __call__(self, prompt: PromptLike | None = "value", *args: P.args, **options: P.kwargs) -> R_co: ...
 
 
+class _Embeds(Protocol):
+    """``embed`` as a method; that of a frame needs its prompt."""
+
+    @overload
+    def __call__(
+        self, prompt: PromptLike = "value", *, as_array: Literal[False] = False, **options: Unpack[EmbedOptions]
+    ) -> pd.DataFrame: ...
+    @overload
+    def __call__(
+        self, prompt: PromptLike = "value", *, as_array: Literal[True], **options: Unpack[EmbedOptions]
+    ) -> npt.NDArray[np.float32]: ...
+
+
 def _of_frame(load: Callable[[], Callable[Concatenate[pd.DataFrame, P], R_co]]) -> _Verb[Callable[P, R_co]]:
     return _Verb(load)
 
@@ -104,7 +121,7 @@ class FrameSwarm:
     tree_reduce = _of_frame(lambda: verbs.tree_reduce)
     atree_reduce = _of_frame(lambda: verbs.atree_reduce)
     classify = _of_frame(lambda: classification.classify)
-    embed = _of_frame(lambda: embedding.embed)
+    embed: _Verb[_Embeds] = _Verb(lambda: embedding.embed)
     preview = _of_frame(lambda: verbs.preview)
     compare = _of_frame(lambda: comparison.compare)
     estimate = _of_frame(lambda: estimation.estimate)
@@ -127,7 +144,7 @@ class SeriesSwarm:
     tree_reduce = _of_column(lambda: verbs.tree_reduce)
     atree_reduce = _of_column(lambda: verbs.atree_reduce)
     classify = _of_frame(lambda: classification.classify)
-    embed = _of_values(lambda: embedding.embed)
+    embed: _Verb[_Embeds] = _Verb(lambda: embedding.embed, prompt="value")
     preview = _of_values(lambda: verbs.preview)
     compare = _of_values(lambda: comparison.compare)
     estimate = _of_values(lambda: estimation.estimate)

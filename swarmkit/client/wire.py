@@ -317,9 +317,7 @@ def _replies(route: Route, choices: list[Any], n_slots: int, n: int, usage: Any,
     return replies
 
 
-def _vectors(
-    items: list[Any], n_prompts: int, usage: Any, prompt_chars: int
-) -> tuple[list[Reply], Usage | None]:
+def _vectors(items: list[Any], n_prompts: int, usage: Any, prompt_chars: int) -> tuple[list[Reply], Usage | None]:
     """The vectors of a reply in the order of their indexes, and the tokens of its texts; raises as ``_replies``."""
     replies = _replies(Route.EMBEDDINGS, items, n_prompts, 1, None, False)
     good = [reply.text for reply in replies if reply.problem is None]
@@ -523,7 +521,7 @@ def _read_vector(item: Mapping[str, Any], index: int, n: int, usage: Any) -> Rep
     except ValueError as exc:
         raise Malformed(f"the vector with index {index} {exc}") from exc
     problem = None if finite else "the vector has numbers that are not finite"
-    return Reply(index, 0, text, "stop", None, None, None, problem)
+    return Reply(index, 0, text, "", None, None, None, problem)
 
 
 _READ = {Route.COMPLETIONS: _read_completion, Route.EMBEDDINGS: _read_vector}

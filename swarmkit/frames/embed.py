@@ -15,7 +15,7 @@ import pandas as pd
 
 from ..client.vectors import length_of, pack, unpack
 from ..errors import SettingError
-from ..runs.run import Run, finished
+from ..runs.run import finished
 from ..text import plural
 from .call import PreparedCall, arguments, is_whole, read_options
 from .options import EmbedOptions
@@ -137,7 +137,6 @@ class VectorFrame(ScatterFrame):
             self.prompts.errors.pop(row, None)
         self._kept = known
         self.pending = np.flatnonzero(~known).tolist()
-
 
     def _answers(self, rows: Iterable[int]) -> list[tuple[object, str]]:
         return [(self.index[row], _shown(self.columns.text[row])) for row in rows]

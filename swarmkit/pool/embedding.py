@@ -61,14 +61,16 @@ async def embedding_plan(router: Router, family: Family, spec: RequestSpec) -> R
 
     params = json.dumps({**spec.params}, sort_keys=True, default=str)
     key = (*family.name, spec.model, "embeddings", params)
-    found, unknown = await router.look(
-        key, family.members, look, lambda found: isinstance(found, Failure) or not found.lists
-    )
+
+    def poor(found: RoutePlan | Failure | None) -> bool:
+        return not (isinstance(found, RoutePlan) and found.lists)
+
+    found, unknown = await router.look(key, family.members, look, poor)
     if isinstance(found, Failure):
         del router.memo[key]
-        given = f" with these parameters ({printable(params, 500)})" if spec.params else ""
+        given = f" and the parameters {printable(params, 500)}" if spec.params else ""
         raise SettingError(
-            f"{found.endpoint} does not embed texts with the model {spec.model}{given}: {found.message}. "
-            "Embeddings need a server of a model for them, such as vllm serve MODEL --runner pooling"
+            f"{found.endpoint} does not embed texts with the model {spec.model}{given}: {found.message.rstrip('.')}. "
+            "Embeddings need a server with a model for them, such as `vllm serve MODEL --runner pooling`"
         )
     return found or RoutePlan(Route.EMBEDDINGS, lists=True, note=f"it could not be tried: {unknown}")

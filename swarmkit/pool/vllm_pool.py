@@ -400,7 +400,7 @@ class VLLMPool(AgentPool):
         measure: bool = False,
     ) -> Sizing:
         if spec.kind == "embeddings" and spec.too_long == "error":
-            return Sizing(0)  # no answer needs room beside a text; one that does not fit is refused in the server's words
+            return Sizing(0)  # no answer needs room; a text that does not fit is refused in the server's own words
         context = self.model_max_context
         if context is None:
             known = (self._core.infos.get(e.url) for e in self._endpoints)

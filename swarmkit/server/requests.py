@@ -218,7 +218,7 @@ def parse_embedding(
         raise RefusedError(f"dimensions must be {engine.dimensions} or less, got {dimensions}.", "dimensions")
     prompts = [engine.prompt(text, add_special_tokens=True) for text in _values(body.get("input"), lists)]
     for prompt in prompts:
-        _check_length(prompt, engine.max_model_len + 1)  # no answer needs room beside it
+        _check_length(prompt, engine.max_model_len, answers=False)
     return Embedding(prompts, dimensions, form == "base64" and base64 == "obey")
 
 
@@ -323,10 +323,10 @@ def _is_ids(value: list[Any], least: int = 1) -> bool:
     return len(value) >= least and all(type(v) is int and v >= 0 for v in value)
 
 
-def _check_length(prompt: Prompt, limit: int) -> None:
+def _check_length(prompt: Prompt, limit: int, answers: bool = True) -> None:
     if not prompt.n_tokens:
         raise RefusedError("The decoder prompt cannot be empty")
-    if prompt.n_tokens >= limit:
+    if prompt.n_tokens + answers > limit:
         raise RefusedError(
             f"This model's maximum context length is {limit} tokens. However, your prompt contains "
             f"{prompt.n_tokens} input tokens, which exceeds this limit even without any output tokens. "

@@ -6,8 +6,8 @@ that of sample k > 0 is ``echo #k: ...``, so that answers can be distinguished. 
 first, and the template is stripped again to find the user's text, so a chat and the same text wrapped in a
 completion run the same way. A raw prompt, one that is not wrapped in the template, is echoed unchanged.
 The answer does not depend on first words that it is given (``continue_final_message``): it follows them.
-A constrained answer is made from the user's text too, by the rules of `swarmkit.server.engines.constrained`. Vectors are
-drawn from a hash of the text.
+A constrained answer is made from the user's text too, by the rules of `swarmkit.server.engines.constrained`.
+Vectors are drawn from a hash of the text.
 
 With ``thinking`` it plays a model like Qwen3, which thinks before it answers unless its prompt ends with closed
 thoughts, ``<think>\n\n</think>\n\n``. The template writes these if its switch ``enable_thinking`` is false.

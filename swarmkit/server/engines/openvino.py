@@ -175,6 +175,10 @@ class OpenVinoEngine:
         except UnicodeEncodeError as error:
             raise ConstraintRefusedError(f"The constraint contains half a character: {error}") from error
 
+    async def embed(self, prompts: Sequence[Prompt], dimensions: int, address: str) -> list[bytes]:
+        """See `Engine.embed`: the server refuses texts."""
+        raise NotImplementedError
+
     def submit(self, job: Job) -> None:
         """See `Engine.submit`."""
         with self._work:

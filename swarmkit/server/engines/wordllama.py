@@ -1,4 +1,4 @@
-"""Vectors of texts by the static embeddings in the wheel ``wordllama``: a vector for each token, and their mean for a text.
+"""Vectors of texts by the static embeddings in the wheel ``wordllama``: the mean of the vectors of a text's tokens.
 
 The package's own loader looks for its files elsewhere and downloads them, so the two files are read here.
 """
