@@ -105,7 +105,7 @@ class StreamFailed(Exception):  # noqa: N818 - named after the event
 
 
 def longest_reply(tokens: int, logprobs: bool = False, vectors: int = 0) -> int:
-    """Bytes of a reply with so many tokens and vectors, at most: a stream sends a chunk of some hundred bytes a token."""
+    """Bytes of a reply with so many tokens and vectors, at most: streams send a chunk of some hundred bytes a token."""
     return (64 << 20) + tokens * (4096 if logprobs else 512) + vectors * _LONGEST_VECTOR
 
 

@@ -24,7 +24,7 @@ from .scatter import ScatterFrame
 from .signatures import takes
 from .typed import text_column
 
-__all__ = ["embed"]
+__all__ = ["VectorFrame", "embed"]
 
 _SHOWN = 4  # numbers of a vector
 

@@ -14,8 +14,9 @@ __all__ = ["EmbeddingPool"]
 
 
 class EmbeddingPool(VLLMPool):
-    """Endpoints that serve ``/v1/embeddings``, used as one. Frames are embedded by ``df.swarm.embed``, which takes it as
-    ``pool=``, too.
+    """Endpoints that serve ``/v1/embeddings``, used as one.
+
+    For lists; frames are embedded by ``df.swarm.embed``, which takes any pool of such endpoints.
 
     Parameters
     ----------
