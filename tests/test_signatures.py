@@ -32,6 +32,9 @@ VERBS = {
     **{f"series.swarm.{name}": getattr(pd.Series(dtype=object).swarm, name) for name in METHODS},
     "sk.classify": sk.classify,
     "df.swarm.classify": pd.DataFrame().swarm.classify,
+    "sk.embed": sk.embed,
+    "df.swarm.embed": pd.DataFrame().swarm.embed,
+    "series.swarm.embed": pd.Series(dtype=object).swarm.embed,
     "ddf.swarm.scatter": swarmkit.dask.DaskSwarm.scatter,
     "ddf.swarm.tree_reduce": swarmkit.dask.DaskSwarm.tree_reduce,
 }
@@ -226,8 +229,8 @@ def test_tab_offers_keywords(shell: InteractiveShell, code: str, offered: set[st
 
 @pytest.mark.filterwarnings("ignore")
 def test_tab_lists_the_verbs(shell: InteractiveShell) -> None:
-    assert completed(shell, "df.swarm.") == {*METHODS, "classify"}
-    assert completed(shell, "texts.swarm.") == {*METHODS, "classify"}
+    assert completed(shell, "df.swarm.") == {*METHODS, "classify", "embed"}
+    assert completed(shell, "texts.swarm.") == {*METHODS, "classify", "embed"}
 
 
 @pytest.mark.parametrize("name", ["df.swarm.scatter", "sk.scatter", "texts.swarm.scatter"])

@@ -112,7 +112,7 @@ class VectorFrame(ScatterFrame):
         As for ``ScatterFrame``.
     """
 
-    def __init__(self, df: pd.DataFrame, prompt: PromptLike, given: Mapping[str, Any]) -> None:
+    def __init__(self, df: pd.DataFrame, prompt: PromptLike | None, given: Mapping[str, Any]) -> None:
         self._asked: int | None = given["dimensions"]
         self._odd: dict[int, str] = {}  # what only the reading of the vectors shows, as ``frame`` did it last
         super().__init__(df, prompt, given)
