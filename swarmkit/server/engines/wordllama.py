@@ -11,8 +11,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from safetensors.numpy import load_file
-from tokenizers import Tokenizer
 
 from .base import Constraint, ConstraintRefusedError, Job, Message, Prompt, PromptRefusedError, Switches
 
@@ -37,6 +35,9 @@ class WordLlamaEngine:
     alive = True
 
     def __init__(self, *, max_model_len: int = 8192) -> None:
+        from safetensors.numpy import load_file  # only with the extra ``local``
+        from tokenizers import Tokenizer
+
         spec = importlib.util.find_spec("wordllama")  # not imported: its own modules are of no use here
         assert spec is not None
         assert spec.origin is not None
