@@ -35,6 +35,7 @@ VERBS = {
     "sk.embed": sk.embed,
     "df.swarm.embed": pd.DataFrame().swarm.embed,
     "series.swarm.embed": pd.Series(dtype=object).swarm.embed,
+    "ddf.swarm.embed": swarmkit.dask.DaskSwarm.embed,
     "ddf.swarm.scatter": swarmkit.dask.DaskSwarm.scatter,
     "ddf.swarm.tree_reduce": swarmkit.dask.DaskSwarm.tree_reduce,
 }

@@ -23,6 +23,7 @@ __all__ = [
     "CompareOptions",
     "EmbedOptions",
     "ModelsOptions",
+    "PartitionEmbedOptions",
     "PartitionScatterOptions",
     "PartitionTreeOptions",
     "PreviewOptions",
@@ -444,6 +445,10 @@ class _Vectors(TypedDict, total=False):
 
 class EmbedOptions(_Vectors, _Pool, _Model, _Kept, _Deadline, _Showing, total=False):
     """Keywords of ``embed``."""
+
+
+class PartitionEmbedOptions(_Vectors, _Pool, _Model, _Kept, _Deadline, total=False):
+    """Keywords of ``embed`` where each partition of a frame is a run on a worker."""
 
 
 class PartitionScatterOptions(_Rows, _Running, _Model, _Deadline, total=False):
