@@ -203,6 +203,16 @@ def embeds(vector: Callable[[str], Any]) -> Callable[[Any], Any]:
     return answer
 
 
+@pytest.mark.filterwarnings("ignore:.*could not be asked for its models")
+def test_a_server_that_has_nothing_but_embeddings() -> None:
+    """Such as text-embeddings-inference."""
+    nothing = {"GET /v1/models": lambda body: (404, {})}
+    server = Server({**nothing, "POST /v1/embeddings": embeds(lambda text: expected([text], 3)[0].tolist())})
+    with connected(server, model="m") as pool:
+        found = FRAME.swarm.embed("text", pool=pool, as_array=True)
+    assert found.tobytes() == expected(FRAME["text"], 3).tobytes()
+
+
 @pytest.mark.parametrize("odd", [base64.b64encode(np.array([1, np.nan], "<f4")).decode(), [1.0, None]], ids=type)
 def test_what_is_no_number_is_an_error_of_its_row(odd: Any) -> None:
     server = Server({"POST /v1/embeddings": embeds(lambda text: odd if text == ODD else [1.0, 2.0])})
@@ -351,6 +361,8 @@ def test_keywords_of_answers_are_refused(pool: sk.VLLMPool) -> None:
             FRAME.swarm.embed("text", **{name: 1})
     with pytest.raises(sk.UnknownColumnError):
         FRAME.swarm.embed("txet")
+    with pytest.raises(sk.SettingError, match=r"'\[0.5, 1\]' at row 1000 is none: embed into another column"):
+        FRAME.assign(embedding="[0.5, 1]").swarm.embed("text", only_missing=True)
 
 
 # ---- the old names ------------------------------

@@ -42,7 +42,7 @@ def pack(vector: Any) -> tuple[str, bool]:
                 numbers.byteswap()
             raw = numbers.tobytes()
             text = binascii.b2a_base64(raw, newline=False).decode("ascii")
-    except (TypeError, ValueError) as exc:  # of what is no base64, too
+    except (OverflowError, TypeError, ValueError) as exc:  # of what is no base64, too
         if isinstance(vector, list) and None in vector:  # how JSON writes what is no number
             return "", False
         raise ValueError(f"is neither base64 nor a list of numbers ({exc})") from exc
