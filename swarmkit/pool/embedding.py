@@ -69,8 +69,7 @@ async def embedding_plan(router: Router, family: Family, spec: RequestSpec) -> R
     if isinstance(found, Failure):
         del router.memo[key]
         given = f" and the parameters {printable(params, 500)}" if spec.params else ""
-        raise SettingError(
-            f"{found.endpoint} does not embed texts with the model {spec.model}{given}: {found.message.rstrip('.')}. "
-            "Embeddings need a server with a model for them, such as `vllm serve MODEL --runner pooling`"
-        )
+        need = "" if spec.params else "; that needs a model of embeddings, such as `vllm serve MODEL --runner pooling`"
+        words = found.message.rstrip(".")
+        raise SettingError(f"{found.endpoint} does not embed texts with the model {spec.model}{given}: {words}{need}")
     return found or RoutePlan(Route.EMBEDDINGS, lists=True, note=f"it could not be tried: {unknown}")
