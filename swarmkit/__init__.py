@@ -52,6 +52,7 @@ if TYPE_CHECKING:  # "as" marks names that type checkers let users import from h
     from .frames.classify import classify as classify
     from .frames.pipeline import pipeline as pipeline
     from .frames.steps import Step as Step
+    from .frames.embed import embed as embed
     from .frames.store import Store as Store
     from .frames.store import open_store as open_store
     from .frames.verbs import ascatter as ascatter
@@ -67,8 +68,10 @@ if TYPE_CHECKING:  # "as" marks names that type checkers let users import from h
     from .patterns.scatter_gather import scatter_gather as scatter_gather
     from .pool.agent_pool import AgentPool as AgentPool
     from .pool.connect import connect as connect
+    from .pool.embedding_pool import EmbeddingPool as EmbeddingPool
     from .pool.vllm_pool import VLLMPool as VLLMPool
     from .pool.wait import wait_until_ready as wait_until_ready
+    from .records import EmbeddingResponse as EmbeddingResponse
     from .records import Response as Response
     from .runs.run import Run as Run
     from .runs.run import last_run as last_run
@@ -111,6 +114,7 @@ _HOMES = {
     "frames.classify": ("classify",),
     "frames.pipeline": ("pipeline",),
     "frames.steps": ("Step",),
+    "frames.embed": ("embed",),
     "frames.verbs": (
         "ascatter",
         "atree_reduce",
@@ -125,9 +129,10 @@ _HOMES = {
     "patterns.scatter_gather": ("map_gather", "scatter_gather"),
     "pool.agent_pool": ("AgentPool",),
     "pool.connect": ("connect",),
+    "pool.embedding_pool": ("EmbeddingPool",),
     "pool.vllm_pool": ("VLLMPool",),
     "pool.wait": ("wait_until_ready",),
-    "records": ("Response",),
+    "records": ("EmbeddingResponse", "Response"),
     "runs.run": ("Run", "last_run"),
     "runs.stats": ("RunStats",),
     "schema": ("Schema",),

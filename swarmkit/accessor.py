@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, Literal, ParamSpec, Protocol, TypeVar, Unpack, overload
 
 import pandas as pd
 
@@ -17,6 +17,9 @@ from .runs.progress import register_monitor
 from .text import plural
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
     from .analysis import compare as comparison
     from .analysis import estimate as estimation
     from .analysis import semantic_entropy as meaning
@@ -25,7 +28,9 @@ if TYPE_CHECKING:
     from .frames import classify as classification
     from .frames import filter as filtering
     from .frames import pipeline as pipelines
+    from .frames import embed as embedding
     from .frames import verbs
+    from .frames.options import EmbedOptions
     from .frames.prompts import PromptLike
     from .runs.run import Run
 
@@ -59,6 +64,7 @@ if not TYPE_CHECKING:
     filtering, likeness = _Module(".frames.filter"), _Module(".analysis.similar")
     votes, meaning = _Module(".analysis.votes"), _Module(".analysis.semantic_entropy")
     pipelines = _Module(".frames.pipeline")
+    embedding = _Module(".frames.embed")
 
 
 class _Verb(Generic[M]):
@@ -83,6 +89,19 @@ class _DefaultPrompt(Protocol[P, R_co]):
     """A method whose prompt has a default."""
 
     def __call__(self, prompt: PromptLike | None = "value", *args: P.args, **options: P.kwargs) -> R_co: ...
+
+
+class _Embeds(Protocol):
+    """``embed`` as a method; that of a frame needs its prompt."""
+
+    @overload
+    def __call__(
+        self, prompt: PromptLike = "value", *, as_array: Literal[False] = False, **options: Unpack[EmbedOptions]
+    ) -> pd.DataFrame: ...
+    @overload
+    def __call__(
+        self, prompt: PromptLike = "value", *, as_array: Literal[True], **options: Unpack[EmbedOptions]
+    ) -> npt.NDArray[np.float32]: ...
 
 
 def _of_frame(load: Callable[[], Callable[Concatenate[pd.DataFrame, P], R_co]]) -> _Verb[Callable[P, R_co]]:
@@ -116,6 +135,7 @@ class FrameSwarm:
     similar = _of_frame(lambda: likeness.similar)
     dedupe = _of_frame(lambda: likeness.dedupe)
     pipeline = _of_frame(lambda: pipelines.pipeline)
+    embed: _Verb[_Embeds] = _Verb(lambda: embedding.embed)
     preview = _of_frame(lambda: verbs.preview)
     compare = _of_frame(lambda: comparison.compare)
     estimate = _of_frame(lambda: estimation.estimate)
@@ -144,6 +164,7 @@ class SeriesSwarm:
     similar = _of_column(lambda: likeness.similar)
     dedupe = _of_column(lambda: likeness.dedupe)
     pipeline = _of_frame(lambda: pipelines.pipeline)
+    embed: _Verb[_Embeds] = _Verb(lambda: embedding.embed, prompt="value")
     preview = _of_values(lambda: verbs.preview)
     compare = _of_values(lambda: comparison.compare)
     estimate = _of_values(lambda: estimation.estimate)

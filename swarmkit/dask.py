@@ -29,7 +29,8 @@ from .errors import SettingError
 from .frames import verbs
 from .frames.call import arguments, is_whole, read_options
 from .frames.deadline import moment_of
-from .frames.options import PartitionScatterOptions, PartitionTreeOptions
+from .frames.embed import VectorFrame, embed
+from .frames.options import PartitionEmbedOptions, PartitionScatterOptions, PartitionTreeOptions
 from .frames.scatter import ScatterFrame
 from .frames.signatures import takes
 from .frames.tree_reduce import ReductionTrees
@@ -38,10 +39,12 @@ from .text import plural
 
 __all__ = ["DaskSwarm"]
 
+_NO_PARTITIONS = "a pandas Series has no partitions: give the prompts as a column or a dask Series"
 _FEWEST = 4  # endpoints of a run, where there are so many: it must survive the loss of one, and of a few
 _REFUSED = {
     "progress": "workers show nothing; use dask's own ProgressBar or dashboard",
     "monitor": "workers show nothing; use dask's own ProgressBar or dashboard",
+    "as_array": "the vectors of a frame that memory does not hold are no array",
     "trace": "the parts of a tree are reduced by many workers, and none has all of it",
 }
 _pools: dict[bytes, VLLMPool] = {}
@@ -102,6 +105,17 @@ def _scatter(
     return verbs.scatter(part, prompt, **_options(options, recipe, runs, number))[names]
 
 
+def _embed(
+    part: pd.DataFrame, prompt: Any, meta: pd.DataFrame, out: str, recipe: bytes, runs: int, options: dict[str, Any],
+    partition_info: dict[str, Any] | None = None,
+) -> pd.DataFrame:  # fmt: skip
+    number = partition_info["number"] if partition_info else 0
+    found = embed(part, prompt, **_options(options, recipe, runs, number))[list(meta.columns)]
+    if found[out].isna().all():  # so nothing says how long its vectors would be
+        found[out] = pd.Series([None] * len(found), found.index, dtype=meta[out].dtype)
+    return found
+
+
 def _reduce(
     part: pd.DataFrame, tree: dict[str, Any], meta: pd.DataFrame, recipe: bytes, runs: int, options: dict[str, Any],
     partition_info: dict[str, Any] | None = None,
@@ -130,8 +144,8 @@ class DaskSwarm:
 
     def __getattr__(self, name: str) -> Any:
         raise AttributeError(
-            f"dask frames have no swarm.{name}: they have scatter and tree_reduce. Use the other verbs on pandas "
-            f"rows: ddf.head(100).swarm.{name}(...)"
+            f"dask frames have no swarm.{name}: they have scatter, embed and tree_reduce. Use the other verbs on "
+            f"pandas rows: ddf.head(100).swarm.{name}(...)"
         )
 
     @takes(PartitionScatterOptions, like=verbs.scatter)
@@ -168,12 +182,44 @@ class DaskSwarm:
         """
         given, own, recipe, runs = self._prepare(self.scatter, options, workers, prompt=prompt)
         if isinstance(prompt, pd.Series):
-            raise SettingError("a pandas Series has no partitions: give the prompts as a column or a dask Series")
+            raise SettingError(_NO_PARTITIONS)
         head = getattr(prompt, "_meta", prompt)
         meta = ScatterFrame(self._ddf._meta, head, given).frame("")
         return self._ddf.map_partitions(
             _scatter, prompt, names=list(meta.columns), recipe=recipe, runs=runs, options=own, meta=meta
         )
+
+    @takes(PartitionEmbedOptions, like=embed)
+    def embed(self, prompt: Any, *, workers: int | None = None, **options: Unpack[PartitionEmbedOptions]) -> DataFrame:
+        """Give each row the vector of its text, when it is computed. One short text is embedded at once, since the
+        column's dtype has the length of the vectors.
+
+        Parameters
+        ----------
+        prompt : str, callable or dask Series
+            As for ``swarmkit.embed``; a Series must have the frame's partitions.
+        workers : int, optional
+            As for ``scatter``.
+
+        Returns
+        -------
+        dask.dataframe.DataFrame
+            With the columns and dtypes of ``swarmkit.embed``, the frame's index and divisions.
+
+        Raises
+        ------
+        UnknownColumnError, PromptError, SettingError, TypeError
+            At once, as by ``swarmkit.embed``.
+        """
+        given, own, recipe, runs = self._prepare(self.embed, options, workers, prompt=prompt)
+        if isinstance(prompt, pd.Series):
+            raise SettingError(_NO_PARTITIONS)
+        asked = {name: given[name] for name in ("pool", "model", "dimensions", "extra_body")}
+        length = embed(pd.DataFrame({"text": ["Hi"]}), "text", as_array=True, progress=False, **asked).shape[1]
+        head = getattr(prompt, "_meta", prompt)
+        meta = VectorFrame(self._ddf._meta, head, {**given, "dimensions": length}).frame("")
+        how: dict[str, Any] = {"out": given["out"], "recipe": recipe, "runs": runs, "options": own}
+        return self._ddf.map_partitions(_embed, prompt, meta, meta=meta, **how)
 
     @takes(PartitionTreeOptions, like=verbs.tree_reduce)
     def tree_reduce(

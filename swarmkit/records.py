@@ -15,8 +15,8 @@ from typing import Any, Literal, NamedTuple
 from .schema import Schema
 from .text import printable
 
-__all__ = ["MOST_LOGPROBS", "Batch", "Chat", "Failure", "FailureKind", "Prompts", "Quota", "Reply", "RequestSpec",
-           "Response", "Route", "Usage"]  # fmt: skip
+__all__ = ["MOST_LOGPROBS", "Batch", "Chat", "EmbeddingResponse", "Failure", "FailureKind", "Prompts", "Quota", "Reply",
+           "RequestSpec", "Response", "Route", "Usage"]  # fmt: skip
 
 MOST_LOGPROBS = 20
 """Likeliest tokens whose log-probabilities servers tell at most."""
@@ -107,6 +107,8 @@ class Route(StrEnum):
     """``POST /v1/chat/completions``, one conversation a request."""
     GENERATE = "generate"
     """``POST /generate {"prompt"}``, one prompt a request: plain agents."""
+    EMBEDDINGS = "embeddings"
+    """``POST /v1/embeddings`` with a list of texts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +178,8 @@ class RequestSpec:
     logprobs : int, tuple of int or None
         How many of the likeliest tokens at each place of an answer are asked for with their log-probabilities; or the
         ids of tokens: these, or the likeliest where a server does not choose. None asks for none.
+    kind : {"text", "embeddings"}
+        Whether texts are answered, or embedded: the answer to a row is its vector then.
     """
 
     model: str = ""
@@ -196,6 +200,7 @@ class RequestSpec:
     assistant_prefix: str | None = None
     too_long: Literal["error", "truncate", "truncate_left"] = "error"
     logprobs: int | tuple[int, ...] | None = None
+    kind: Literal["text", "embeddings"] = "text"
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,8 +226,9 @@ class Reply(NamedTuple):
     """One finished answer, decoded from a reply.
 
     ``prompt`` counts prompts within the request from 0, ``sample`` the answers to that prompt from 0. Token
-    counts are None if the server did not report them. ``finish_reason`` is "" where there is none. ``problem`` says
-    why this is no answer, for a refusal or a text that is withheld or missing. ``logprobs`` are its tokens, where their
+    counts are None if the server did not report them. The ``text`` of an embedding is its vector: float32 numbers,
+    little-endian, in base64. ``finish_reason`` is "" where there is none. ``problem`` says why this is no answer, for a
+    refusal or a text that is withheld or missing. ``logprobs`` are its tokens, where their
     log-probabilities were asked for and came: each a dict of ``token``, ``logprob`` and ``top``, which has those of the
     likeliest tokens at its place.
     """
@@ -291,3 +297,30 @@ class Response:
     completion_tokens: int | None = None
     latency_s: float | None = None
     attempts: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingResponse:
+    """One vector in the list API.
+
+    Attributes
+    ----------
+    success : bool
+        Whether there is a vector.
+    embedding : list of float or None
+        The vector; None when ``success`` is False.
+    error : str or None
+        Why there is none.
+    agent_index : int
+        Index of the endpoint that answered (or failed last), from 0; -1 if no request was sent.
+
+    Examples
+    --------
+    >>> EmbeddingResponse(True, [0.6, 0.8], agent_index=0).embedding
+    [0.6, 0.8]
+    """
+
+    success: bool
+    embedding: list[float] | None
+    error: str | None = None
+    agent_index: int = -1

@@ -70,6 +70,23 @@ def test_scatter_takes_conversations_examples_and_first_words(far):
     assert got["response"].tolist() == [f"It is echo: {k}" for k in df["k"]]
 
 
+def test_embed_is_the_pandas_verb_later(far, tmp_path):
+    ddf = dd.from_pandas(genes(), npartitions=3)
+    lazy = ddf.swarm.embed("t", dimensions=8, store=tmp_path)
+    assert lazy.divisions == ddf.divisions
+    with pytest.warns(sk.SwarmWarning, match="rows failed"):
+        expected = ddf.compute().swarm.embed("t", dimensions=8)
+    with pytest.warns(sk.SwarmWarning, match="rows failed"):
+        got = lazy.compute(scheduler="sync")
+    assert lazy._meta.dtypes.to_dict() == got.dtypes.to_dict() == expected.dtypes.to_dict()
+    pd.testing.assert_frame_equal(got, expected)
+    none = dd.from_pandas(genes().assign(t=None), npartitions=2).swarm.embed("t")
+    with pytest.warns(sk.SwarmWarning):
+        assert none.compute(scheduler="sync").dtypes.to_dict() == none._meta.dtypes.to_dict()
+    with pytest.raises(sk.SettingError, match="as_array= is not possible on dask frames"):
+        ddf.swarm.embed("t", as_array=True)
+
+
 def test_one_partition_reduces_as_pandas_does(far):
     df = genes().iloc[:-1]
     expected = df.swarm.tree_reduce("t", "{responses}", by="k", fanin=2)

@@ -214,7 +214,7 @@ def test_ipv6_loopback_works() -> None:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"engine": "gpt"}, "'auto', 'echo' or 'openvino', not 'gpt'"),
+        ({"engine": "gpt"}, "'auto', 'echo', 'openvino' or 'wordllama', not 'gpt'"),
         ({"engine": "echo", "tokens": 5}, "no option 'tokens'; its options are: latency_s"),
         ({"engine": "openvino", "latency_s": 5}, "no option 'latency_s'; its options are: max_model_len"),
         ({"engine": "openvino", "model": "/nowhere.gguf"}, "there is no file at '/nowhere.gguf'"),

@@ -38,6 +38,10 @@ VERBS = {
     "df.swarm.classify": pd.DataFrame().swarm.classify,
     **{f"df.swarm.{name}": getattr(pd.DataFrame().swarm, name) for name in OF_ANSWERS},
     **{f"series.swarm.{name}": getattr(pd.Series(dtype=object).swarm, name) for name in OF_ANSWERS},
+    "sk.embed": sk.embed,
+    "df.swarm.embed": pd.DataFrame().swarm.embed,
+    "series.swarm.embed": pd.Series(dtype=object).swarm.embed,
+    "ddf.swarm.embed": swarmkit.dask.DaskSwarm.embed,
     "ddf.swarm.scatter": swarmkit.dask.DaskSwarm.scatter,
     "ddf.swarm.tree_reduce": swarmkit.dask.DaskSwarm.tree_reduce,
 }
@@ -234,8 +238,8 @@ def test_tab_offers_keywords(shell: InteractiveShell, code: str, offered: set[st
 
 @pytest.mark.filterwarnings("ignore")
 def test_tab_lists_the_verbs(shell: InteractiveShell) -> None:
-    assert completed(shell, "df.swarm.") == {*METHODS, *OF_ANSWERS, "classify", "pipeline"}
-    assert completed(shell, "texts.swarm.") == {*METHODS, *OF_ANSWERS, "classify", "pipeline"}
+    assert completed(shell, "df.swarm.") == {*METHODS, *OF_ANSWERS, "classify", "embed", "pipeline"}
+    assert completed(shell, "texts.swarm.") == {*METHODS, *OF_ANSWERS, "classify", "embed", "pipeline"}
 
 
 @pytest.mark.parametrize("name", ["df.swarm.scatter", "sk.scatter", "texts.swarm.scatter"])

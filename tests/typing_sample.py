@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import assert_type
 
+import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 import swarmkit as sk
@@ -51,6 +53,13 @@ def frames(swarm: FrameSwarm) -> None:
     swarm.scatter("{gene}", temprature=0)  # type: ignore[call-arg]
     swarm.scatter("{gene}", mode="both")  # type: ignore[arg-type]
     assert_type(swarm.scatter(messages="chat", examples=[("a", "b")], assistant_prefix="It"), pd.DataFrame)
+
+
+def vectors(df: pd.DataFrame, swarm: FrameSwarm, values: SeriesSwarm) -> None:
+    assert_type(sk.embed(df, "{gene}", dimensions=64, store="runs/a"), pd.DataFrame)
+    assert_type(swarm.embed("{gene}", as_array=True), npt.NDArray[np.float32])
+    assert_type(values.embed(), pd.DataFrame)
+    swarm.embed("{gene}", temperature=0)  # type: ignore[call-overload]
 
 
 async def awaited(swarm: FrameSwarm, values: SeriesSwarm) -> None:

@@ -325,8 +325,9 @@ def _add_serve(commands: Any) -> None:
         "Only this machine can reach the endpoint. Ctrl-C stops it.\n"
     )
     p = _command(commands, "serve", "Run an OpenAI-compatible endpoint on this machine, until Ctrl-C.", example)
-    p.add_argument("--engine", choices=("auto", "echo", "openvino"), default="auto",
-                   help="openvino: a small model on the CPU; echo: no model; auto: openvino if installed")  # fmt: skip
+    p.add_argument("--engine", choices=("auto", "echo", "openvino", "wordllama"), default="auto",
+                   help="openvino: a small model on the CPU; echo: no model; wordllama: embeddings, no text; auto: "
+                   "openvino if installed")  # fmt: skip
     p.add_argument("--port", metavar="P", type=int, default=8000, help="0 takes a free one (8000)")
     p.add_argument("--model", help="openvino: a GGUF file; echo: the model's name")
     p.add_argument("--fault", metavar="SPEC", action="append", default=[],

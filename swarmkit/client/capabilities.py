@@ -18,7 +18,7 @@ from .ask import ask
 from .hostfile import AgentEndpoint
 from .model_list import listed_models, nearest, serves
 from .open_files import sockets
-from .text_routes import NO_ROUTE, refusals_of_text, unknown_model
+from .text_routes import NO_ROUTE, gives_vectors, refusals_of_text, unknown_model
 from .transport import SMALL_REPLY, Transport
 from .wire import OPTIONAL, TOKEN_LIMIT, Malformed, RowStream, error_message, read_json
 
@@ -258,7 +258,7 @@ def _lists_nothing(failure: Failure) -> bool:
 async def _on_trust(
     transport: Transport, endpoint: AgentEndpoint, timeout: float, model: str, began: float, exc: EndpointError
 ) -> ServerInfo:
-    """A server that lists no models, but has a route for text: ``model`` is taken on trust."""
+    """A server that lists no models, but has a route for text or vectors: ``model`` is taken on trust."""
     listing_is_missing = exc.failure.status in (*NO_ROUTE, 200)  # which says nothing of the key
     try:
         refused = await refusals_of_text(transport, endpoint, model, timeout)
@@ -269,7 +269,8 @@ async def _on_trust(
         raise EndpointError(Failure(FailureKind.DENIED, message, endpoint.name)) from None
     if refused and not listing_is_missing:  # so the listing was refused for the same reason
         raise exc from None
-    if refused and all(f.status in NO_ROUTE or f.kind is FailureKind.MALFORMED for f in refused):  # nor such a route
+    no_text = refused and all(f.status in NO_ROUTE or f.kind is FailureKind.MALFORMED for f in refused)
+    if no_text and not await gives_vectors(transport, endpoint, model, timeout):  # nor such a route
         raise exc from None
     reason = f"it lists no models (HTTP {exc.failure.status}), so model={model!r} is taken on trust"
     return ServerInfo(endpoint, "up", reason, models=(model,), latency_s=time.monotonic() - began)

@@ -14,7 +14,7 @@ from .hostfile import AgentEndpoint
 from .transport import Transport
 from .wire import Malformed
 
-__all__ = ["NO_ROUTE", "has_route", "refusals_of_text", "unknown_model", "why_no_text"]
+__all__ = ["NO_ROUTE", "gives_vectors", "has_route", "refusals_of_text", "unknown_model", "why_no_text"]
 
 NO_ROUTE = (404, 405, 501)
 """Statuses of routes that a server does not have."""
@@ -69,6 +69,16 @@ def unknown_model(model: str, refused: Sequence[Failure]) -> str:
     return next((f.message for f in refused if model in f.message and _UNKNOWN.search(f.message)), "")
 
 
+async def gives_vectors(
+    transport: Transport, endpoint: AgentEndpoint, model: str, timeout: float | None = None
+) -> bool:
+    """Whether a server answers the shortest text with its vector."""
+    body = json.dumps({"model": model, "input": ["Hi"]}).encode()
+    with contextlib.suppress(EndpointError):
+        return "data" in await transport.json(endpoint, "/v1/embeddings", body, timeout=timeout)
+    return False
+
+
 async def why_no_text(transport: Transport, endpoint: AgentEndpoint, model: str, timeout: float | None = None) -> str:
     """Why a server answers no prompt, as one of embeddings or without a tokenizer; "" where it may answer some.
 
@@ -81,12 +91,10 @@ async def why_no_text(transport: Transport, endpoint: AgentEndpoint, model: str,
     odd = any(f.kind is FailureKind.MALFORMED for f in refused)  # the rows will show it
     if not refused or odd or unknown_model(model, refused) or any("max_" in f.message for f in refused):
         return ""  # it takes others
-    with contextlib.suppress(EndpointError):
-        body = json.dumps({"model": model, "input": ["Hi"]}).encode()
-        if "data" in await transport.json(endpoint, "/v1/embeddings", body, timeout=timeout):
-            return (
-                f"{endpoint.name} serves embeddings, no text: ask for those by "
-                f"pool.client(0).embeddings.create(model={model!r}, input=[...]), and for text at another server"
-            )
+    if await gives_vectors(transport, endpoint, model, timeout):
+        return (
+            f"{endpoint.name} serves embeddings, no text: ask for those by df.swarm.embed(...), and for text at "
+            "another server"
+        )
     words = next((f.message for f in refused if f.status not in NO_ROUTE), "")
     return words and f"{endpoint.name} refuses every prompt, also the shortest one: {words}"

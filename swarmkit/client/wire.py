@@ -17,6 +17,7 @@ import jiter
 import pydantic_core
 
 from ..records import MOST_LOGPROBS, Failure, FailureKind, Reply, RequestSpec, Route, Usage
+from .vectors import length_of, pack
 
 __all__ = [
     "LOGPROB_FIELDS",
@@ -42,12 +43,16 @@ _PATHS = {
     Route.CHAT_BATCH: "/v1/chat/completions/batch",
     Route.CHAT: "/v1/chat/completions",
     Route.GENERATE: "/generate",
+    Route.EMBEDDINGS: "/v1/embeddings",
 }
 STREAM_INTERVAL = 64
 """Tokens between two chunks of a streamed row. A row's last chunk comes when the row is done, whatever the interval;
 with a very long interval a long answer would look like a server that hangs."""
 
-OPTIONAL = ("stream_interval", "continuous_usage_stats", "stream_options", "return_token_ids", "cache_salt")
+OPTIONAL = (
+    *("stream_interval", "continuous_usage_stats", "stream_options", "return_token_ids", "cache_salt"),
+    "encoding_format",
+)
 """Fields that make requests cheaper or tell more, and that requests do without where a server refuses them.
 ``add_special_tokens`` is none, since prompts would have two first tokens."""
 
@@ -58,6 +63,7 @@ LOGPROB_FIELDS = ("logprobs", "top_logprobs", "logprob_token_ids", "return_token
 
 _LONGEST_LINE = 64 << 20
 _TOKEN_CHARS = 8  # characters of a token on average, at most
+_LONGEST_VECTOR = 1 << 20  # bytes: 16,384 numbers of 20 digits and their signs are fewer
 # Finish reasons of answers that a filter of the server held back.
 _TEXT_PARTS, _THOUGHTS = ("text", "output_text"), ("thinking", "reasoning")
 _FILTERED = {"content_filter", "safety", "recitation", "prohibited_content", "refusal"}
@@ -98,9 +104,9 @@ class StreamFailed(Exception):  # noqa: N818 - named after the event
         return self.failure.message
 
 
-def longest_reply(tokens: int, logprobs: bool = False) -> int:
-    """Bytes of a reply with so many tokens, at most: a stream sends a chunk of some hundred bytes a token."""
-    return (64 << 20) + tokens * (4096 if logprobs else 512)
+def longest_reply(tokens: int, logprobs: bool = False, vectors: int = 0) -> int:
+    """Bytes of a reply with so many tokens and vectors, at most: streams send a chunk of some hundred bytes a token."""
+    return (64 << 20) + tokens * (4096 if logprobs else 512) + vectors * _LONGEST_VECTOR
 
 
 def path_of(route: Route) -> str:
@@ -159,6 +165,10 @@ def encode(
     """
     if route is Route.GENERATE:
         return _dump({"prompt": texts[0]})
+    if route is Route.EMBEDDINGS:
+        asked = {"model": spec.model, "encoding_format": "base64", **spec.params}
+        asked["input"] = list(texts) if lists or len(texts) > 1 else texts[0]
+        return _dump({name: value for name, value in asked.items() if name not in omit})
     limit = TOKEN_LIMIT
     if TOKEN_LIMIT in omit and route is not Route.COMPLETIONS:
         limit = "max_completion_tokens"
@@ -275,9 +285,12 @@ def decode_counted(
         if not isinstance(text, str):
             raise Malformed(f'the reply has neither "response" nor "text": {_shown(data)}')
         return [Reply(0, 0, text, "stop", None, None, None)], None
-    choices = body.get("choices")
+    name = "data" if route is Route.EMBEDDINGS else "choices"
+    choices = body.get(name)
     if not isinstance(choices, list) or (body.get("error") and not choices):
-        raise _reply_failure(body, data)
+        raise _reply_failure(body, data, name)
+    if route is Route.EMBEDDINGS:
+        return _vectors(choices, n_prompts, body.get("usage"), prompt_chars)
     usage = body.get("usage") if n_prompts == 1 and n == 1 else None
     replies = None
     if route is Route.COMPLETIONS and n == 1 and usage is None and not logprobs:
@@ -290,7 +303,7 @@ def decode_counted(
 def _replies(route: Route, choices: list[Any], n_slots: int, n: int, usage: Any, logprobs: bool) -> list[Reply]:
     """The choices in the order of their indexes; raises ``Malformed`` unless each index is there once."""
     slots: list[Reply | None] = [None] * n_slots
-    read = _read_completion if route is Route.COMPLETIONS else _read_chat
+    read = _READ.get(route, _read_chat)
     for choice in choices:
         index = _index(choice, len(slots))
         if slots[index] is not None:
@@ -302,6 +315,20 @@ def _replies(route: Route, choices: list[Any], n_slots: int, n: int, usage: Any,
         missing = next(i for i, reply in enumerate(slots) if reply is None)
         raise Malformed(f"{len(slots) - len(replies)} of {len(slots)} choices are missing, the first is {missing}")
     return replies
+
+
+def _vectors(items: list[Any], n_prompts: int, usage: Any, prompt_chars: int) -> tuple[list[Reply], Usage | None]:
+    """The vectors of a reply in the order of their indexes, and the tokens of its texts; raises as ``_replies``."""
+    replies = _replies(Route.EMBEDDINGS, items, n_prompts, 1, None, False)
+    good = [reply.text for reply in replies if reply.problem is None]
+    if good and not length_of(good):
+        raise Malformed("the vectors of the reply differ in length")
+    tokens = _count(usage.get("prompt_tokens")) if isinstance(usage, dict) else None
+    if tokens is None or prompt_chars > _TOKEN_CHARS * tokens:
+        return replies, None
+    if n_prompts == 1:
+        return [replies[0]._replace(prompt_tokens=tokens, completion_tokens=0)], None
+    return replies, Usage(tokens, 0)
 
 
 def _as_whole(data: bytes) -> Any:
@@ -486,6 +513,18 @@ def _read_chat(choice: Mapping[str, Any], index: int, n: int, usage: Any) -> Rep
     content, reason = message.get("content"), _reason(choice)
     problem = _problem(choice, content, reason, message)
     return Reply(prompt, sample, _text(content), reason, *_counts(choice, usage), thought, problem)
+
+
+def _read_vector(item: Mapping[str, Any], index: int, n: int, usage: Any) -> Reply:
+    try:
+        text, finite = pack(item.get("embedding"))
+    except ValueError as exc:
+        raise Malformed(f"the vector with index {index} {exc}") from exc
+    problem = None if finite else "the vector has numbers that are not finite"
+    return Reply(index, 0, text, "", None, None, None, problem)
+
+
+_READ = {Route.COMPLETIONS: _read_completion, Route.EMBEDDINGS: _read_vector}
 
 
 def _logprobs(found: Any) -> list[dict[str, Any]] | None:
@@ -688,13 +727,13 @@ def _error_reply(line: bytes) -> Exception | None:
     return _reply_failure(body, line) if body.get("error") else None
 
 
-def _reply_failure(body: Mapping[str, Any], data: bytes) -> Exception:
+def _reply_failure(body: Mapping[str, Any], data: bytes, name: str = "choices") -> Exception:
     """What a reply without choices means: an error, if it has a status of its own, as gateways send them."""
     error = body.get("error")
     status = _status(error.get("code") or error.get("status")) if isinstance(error, dict) else None
     if status is not None and 400 <= status < 600:
         return _failed(body, status)
-    return Malformed(f'the reply has no list of "choices": {_shown(data)}')
+    return Malformed(f'the reply has no list of "{name}": {_shown(data)}')
 
 
 def _stream_failure(body: Mapping[str, Any], payload: bytes) -> Exception:

@@ -25,7 +25,9 @@ __all__ = [
     "CompareOptions",
     "FilterOptions",
     "MeaningOptions",
+    "EmbedOptions",
     "ModelsOptions",
+    "PartitionEmbedOptions",
     "PartitionScatterOptions",
     "PartitionTreeOptions",
     "PipelineOptions",
@@ -74,12 +76,17 @@ class Sampling(TypedDict, total=False):
     user: Annotated[str | None, _sampling("Name of the end user, for the server's records.")]
 
 
-class RequestOptions(Sampling, total=False):
-    """The pool and the fields of a request: keywords of every verb."""
+class _Pool(TypedDict, total=False):
+    """Who is asked."""
 
     pool: Annotated[
         Any, Keyword(None, "A pool, or what ``connect`` takes: a hostfile, a URL, a list. Otherwise the default pool.")
     ]
+
+
+class RequestOptions(Sampling, _Pool, total=False):
+    """The pool and the fields of a request: keywords of every verb."""
+
     system: Annotated[str | None, Keyword(None, "System prompt.")]
     max_tokens: Annotated[
         int | None,
@@ -217,8 +224,8 @@ class CompareOptions(_Turns, _Delivery, _Schema, _Model, total=False):
     ]
 
 
-class _Running(_Mode, _Delivery, _Schema, total=False):
-    """How rows are run, on any machine."""
+class _Kept(TypedDict, total=False):
+    """What becomes of rows, on any machine."""
 
     store: Annotated[
         str | os.PathLike[str] | Store | None,
@@ -245,6 +252,10 @@ class _Running(_Mode, _Delivery, _Schema, total=False):
         OnError,
         Keyword("column", 'Whether failed rows only carry their error ("column"), or also raise at the end ("raise").'),
     ]
+
+
+class _Running(_Mode, _Delivery, _Schema, _Kept, total=False):
+    """How rows are run, on any machine."""
 
 
 class _Deadline(TypedDict, total=False):
@@ -430,6 +441,39 @@ class FilterOptions(_Asking, _Running, _Showing, _Model, total=False):
 
 class MeaningOptions(_Asking, _Running, _Showing, _Model, total=False):
     """Keywords of ``semantic_entropy``, but for ``NOT_OF_LABELS``."""
+class _Vectors(TypedDict, total=False):
+    """What an embed does with every row."""
+
+    out: Annotated[
+        str,
+        Keyword(
+            "embedding",
+            "Name of the column of vectors; ``<out>_error`` stands beside it. Columns of these names are replaced.",
+        ),
+    ]
+    dimensions: Annotated[
+        int | None,
+        Keyword(
+            None, "Numbers a vector has, where the model can give fewer than it has by itself; otherwise all of them."
+        ),
+    ]
+    details: Annotated[
+        bool, Keyword(False, "Adds the columns that ``scatter(..., details=True)`` adds, as far as vectors have them.")
+    ]
+    only_missing: Annotated[
+        bool, Keyword(False, "Embed only the rows whose ``out`` is missing, and keep the other vectors.")
+    ]
+    extra_body: Annotated[
+        dict[str, Any] | None, Keyword(None, "Further fields of the request, as the server knows them.")
+    ]
+
+
+class EmbedOptions(_Vectors, _Pool, _Model, _Kept, _Deadline, _Showing, total=False):
+    """Keywords of ``embed``."""
+
+
+class PartitionEmbedOptions(_Vectors, _Pool, _Model, _Kept, _Deadline, total=False):
+    """Keywords of ``embed`` where each partition of a frame is a run on a worker."""
 
 
 class PartitionScatterOptions(_Rows, _Running, _Model, _Deadline, total=False):

@@ -91,7 +91,7 @@ class Store(Folder):
         -------
         pandas.DataFrame
             With the columns ``key, sample, prompt, text, finish_reason, prompt_tokens, completion_tokens, endpoint,
-            written_at, model``.
+            written_at, model``. The ``text`` of an embedding is its vector: float32 numbers, little-endian, in base64.
         """
         names = _checked(columns)
         return _frame(names, [_values(line, names) for line in self.answers("prompt" in names)])
@@ -157,9 +157,9 @@ class Store(Folder):
         Returns
         -------
         pandas.DataFrame
-            As ``scatter`` would return it. A row without an answer says so in ``<out>_error``, and is asked by
-            ``scatter(..., only_missing=True)``. Answers of a call with a function as ``chat=`` are not found, since
-            their keys are of what it made of the prompts.
+            As ``scatter``, or ``embed``, would return it. A row without an answer says so in ``<out>_error``, and is
+            asked by ``scatter(..., only_missing=True)``. Answers of a call with a function as ``chat=`` are not found,
+            since their keys are of what it made of the prompts.
 
         Raises
         ------
@@ -167,6 +167,7 @@ class Store(Folder):
             Several calls have asked these prompts, and ``ask`` does not say which.
         """
         from .call import arguments
+        from .embed import VectorFrame, embed
         from .scatter import ScatterFrame
         from .verbs import scatter
 
@@ -175,8 +176,10 @@ class Store(Folder):
         settings, keys = self._call(prompts.texts, wanted, messages is not None, ask)
         given = {"out": out, "n": n, "messages": messages, "assistant_prefix": settings.get("assistant_prefix")}
         rows = ScatterFrame(df, prompt, arguments(scatter, given))
+        if vectors := settings.get("kind") == "embeddings":
+            rows = VectorFrame(df, prompt, arguments(embed, {"out": out}))
         found = self.fill(rows.columns, keys, wanted, {})
-        if settings.get("params", {}).get("temperature") == 0 and n == 1:  # such a prompt is sent once
+        if vectors or (settings.get("params", {}).get("temperature") == 0 and n == 1):  # such a prompt is sent once
             for first, repeats in duplicates_in(wanted, prompts).items():
                 for row in repeats if found[first] else ():
                     rows.columns.copy(first, row)

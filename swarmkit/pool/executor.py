@@ -29,7 +29,7 @@ from ..engine.policy import REACTIONS, RetryPolicy, silence_s
 from ..engine.scheduler import NO_ENDPOINT, Scheduler
 from ..engine.token_budgets import Sizing
 from ..errors import EndpointError
-from ..records import Batch, Failure, FailureKind, Reply, RequestSpec, Usage
+from ..records import Batch, Failure, FailureKind, Reply, RequestSpec, Route, Usage
 from ..runs import events
 from ..schema import Schema
 from ..text import printable
@@ -405,7 +405,8 @@ class Executor:
             omit=omitted,
         )
         n, logprobs = self._spec.n, self._spec.logprobs is not None
-        longest = longest_reply(len(texts) * n * max_tokens, logprobs or "logprobs" in self._spec.params)
+        vectors = len(texts) if plan.route is Route.EMBEDDINGS else 0
+        longest = longest_reply(len(texts) * n * max_tokens, logprobs or "logprobs" in self._spec.params, vectors)
         if rows:
             return await self._stream(request, plan, body, longest)
         timeout = silence_s(self._transport.timeout, len(texts) * n * max_tokens)

@@ -23,6 +23,8 @@ __all__ = ["OUR_SALT", "RoutePlan", "fields_of_caller", "joined"]
 OUR_SALT = "swarmkit-"
 """How a ``cache_salt`` begins that swarmkit sets itself: it is left out where a server refuses it."""
 
+_WITHOUT_THOUGHTS = (Route.COMPLETIONS, Route.EMBEDDINGS)
+
 
 @dataclass(frozen=True, slots=True)
 class RoutePlan:
@@ -106,7 +108,7 @@ class RoutePlan:
 
     def read(self, replies: list[Reply]) -> list[Reply]:
         """The answers without the model's thoughts."""
-        if not self.marked and (self.route is Route.COMPLETIONS or not any(reply.reasoning for reply in replies)):
+        if not self.marked and (self.route in _WITHOUT_THOUGHTS or not any(reply.reasoning for reply in replies)):
             return replies  # completions have no thoughts but those that the model marks
         opened = opens(self.template.suffix) if isinstance(self.template, ChatTemplate) else None
         return [without_thoughts(reply, self.marked, opened) for reply in replies]

@@ -33,6 +33,7 @@ from ..errors import EndpointError, NoEndpointsError, SettingError
 from ..records import Chat, Failure, FailureKind, RequestSpec, Route
 from ..runs.stats import BARE
 from ..text import plural, printable
+from .embedding import embedding_plan
 from .learning import first_answer
 from .route_plan import OUR_SALT, RoutePlan, fields_of_caller, joined
 from .templates import family_template
@@ -175,7 +176,7 @@ class Router:
 
     async def _plan(self, family: Family, spec: RequestSpec, texts: Sequence[str]) -> RoutePlan:
         async def marked() -> bool:
-            if not self._facts.get("template", True):
+            if spec.kind == "embeddings" or not self._facts.get("template", True):
                 return False
             found, _ = await self.look(
                 (*family.name, spec.model, "marks"),
@@ -189,10 +190,12 @@ class Router:
         return replace(found, health=health, marked=marks)
 
     async def _checked_plan(self, family: Family, spec: RequestSpec, texts: Sequence[str]) -> RoutePlan:
+        refused = self.memo.setdefault((*family.name, spec.model, "refused"), {})
+        if spec.kind == "embeddings":
+            return replace(await embedding_plan(self, family, spec), refused=refused)
         known = family.name or self._facts
         plan = await self._planned(family, spec, texts) if known else _default_plan(spec)
-        plan = replace(plan, refused=self.memo.setdefault((*family.name, spec.model, "refused"), {}))
-        return await self.checked(plan, family, spec)
+        return await self.checked(replace(plan, refused=refused), family, spec)
 
     async def switch(self, spec: RequestSpec) -> dict[str, Any]:
         """The fields of a chat that make the model think as ``spec.thinking`` says.

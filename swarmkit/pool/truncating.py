@@ -127,6 +127,6 @@ class _Cutter:
     async def _count(self, endpoint: AgentEndpoint, text: str) -> int | None:
         """The tokens of a prompt as it is sent."""
         plan, model = self._plan, self._spec.model
-        if plan.route is Route.COMPLETIONS:
+        if plan.route is not Route.CHAT and plan.route is not Route.CHAT_BATCH:
             return await tokens_in(self._transport, endpoint, model, plan.wrap([text])[0], not plan.wrapped, LOOK_S)
         return await chat_tokens_in(self._transport, endpoint, self._bare, text, LOOK_S)

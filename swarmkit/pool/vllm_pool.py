@@ -399,6 +399,8 @@ class VLLMPool(AgentPool):
         rows: Sequence[int],
         measure: bool = False,
     ) -> Sizing:
+        if spec.kind == "embeddings" and spec.too_long == "error":
+            return Sizing(0)  # no answer needs room; a text that does not fit is refused in the server's own words
         context = self.model_max_context
         if context is None:
             known = (self._core.infos.get(e.url) for e in self._endpoints)
@@ -407,7 +409,8 @@ class VLLMPool(AgentPool):
         template = next((w.template for w in plans if isinstance(w.template, ChatTemplate)), None)
         turns = [spec.system or "", spec.assistant_prefix or "", *itertools.chain(*spec.examples)]
         extra = len(template.prefix) + len(template.suffix) if template else sum(map(len, turns)) + 64
-        sizing = Sizing(spec.max_tokens, context, _FEWEST_CHARS_A_TOKEN, int(extra / 2), self.buffer)
+        buffer = 0 if spec.kind == "embeddings" else self.buffer
+        sizing = Sizing(spec.max_tokens, context, _FEWEST_CHARS_A_TOKEN, int(extra / 2), buffer)
         longest = max((len(prompts.texts[r] or "") for r in rows), default=0)
         if context is None or (not measure and (sizing.room_chars is None or longest <= sizing.room_chars)):
             return sizing  # every prompt leaves room for the full max_tokens, even in the worst case

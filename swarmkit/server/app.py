@@ -24,8 +24,9 @@ from ..version import __version__
 from . import fault_injection
 from .engines.base import Engine, EngineDeadError, Increment, Job, Prompt, PromptRefusedError
 from .faults import Fault, FaultPlan, Tamper, spoilt
-from .replies import PlainReply, StreamReply, to_json
+from .replies import PlainReply, StreamReply, to_json, vectors_json
 from .requests import (
+    Base64,
     Constraints,
     Generation,
     Kind,
@@ -33,6 +34,7 @@ from .requests import (
     RefusedError,
     check_model,
     parse_body,
+    parse_embedding,
     parse_generate,
     render_chat,
 )
@@ -83,6 +85,9 @@ class ServerOptions:
         What is done about log-probabilities that are asked for. ``obey``: they are told. ``ignore``: they are not, with
         status 200 all the same. ``refuse``: 400, unknown field. ``old``: ``logprob_token_ids`` and
         ``return_tokens_as_token_ids`` are ignored, as in older versions of vLLM.
+    base64 : {"obey", "ignore", "refuse"}
+        What is done about ``encoding_format`` in requests for vectors. ``obey``: they are written so. ``ignore``: as
+        lists of numbers all the same. ``refuse``: 400, unknown field.
     faults : tuple of Fault
         Scripted faults.
     """
@@ -95,6 +100,7 @@ class ServerOptions:
     reasoning_parser: bool = False
     models: tuple[str, ...] = ()
     logprobs: Logprobs = "obey"
+    base64: Base64 = "obey"
     faults: tuple[Fault, ...] = ()
 
 
@@ -199,6 +205,9 @@ class App:
         if kind and scope["method"] == "POST" and (kind != "batch" or self.options.batch_chat):
             await self._generate(kind, scope, receive, counted)
             return
+        if path == "/v1/embeddings" and scope["method"] == "POST":
+            await self._embed(scope, receive, counted)
+            return
         fault = self._fault(address, path, None)
         if fault and await fault_injection.answer_with_fault(fault, scope, receive, counted):
             return
@@ -215,6 +224,8 @@ class App:
         """Serve any of the three routes that generate text."""
         address, path = scope["server"][0], scope["path"]
         try:
+            if not self.engine.generates:
+                raise RefusedError("The model does not support text generation")
             generation = parse_generate(
                 parse_body(await _read(receive)),
                 kind,
@@ -243,6 +254,39 @@ class App:
             if invalid:
                 counts.faults["invalid"] += len(invalid)
         await self._answer(generation, scope, receive, fault_injection.delayed(fault, send), tamper, invalid)
+
+    async def _embed(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve vectors."""
+        address, path, options = scope["server"][0], scope["path"], self.options
+        try:
+            asked = parse_embedding(
+                parse_body(await _read(receive)),
+                self.engine,
+                lists=options.lists,
+                base64=options.base64,
+                adapters=options.models,
+            )
+        except RefusedError as error:
+            await _json(error.status, error.body)(scope, receive, send)
+            return
+        counts = self.counts[address]
+        counts.prompts += len(asked.prompts)
+        counts.prompt_tokens += sum(prompt.n_tokens for prompt in asked.prompts)
+        fault = self._fault(address, path, asked.prompts)
+        if fault and await fault_injection.answer_with_fault(fault, scope, receive, send):
+            return
+        vectors = await self.engine.embed(asked.prompts, asked.dimensions, address)
+        tamper = Tamper(fault, len(vectors)) if fault and fault.is_tamper else None
+        body = vectors_json(asked, vectors, self.engine.model, tamper)
+        send = fault_injection.delayed(fault, send)
+        cut = tamper is not None and tamper.ends_now(len(vectors))
+        body = body[: len(body) // 2] if tamper and tamper.kind == "half_json" else body
+        headers = [*_JSON, (b"content-length", b"%d" % len(body))]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        sent = body[: len(body) // 2] if cut else body
+        await send({"type": "http.response.body", "body": sent, "more_body": cut})
+        if tamper and cut:
+            await fault_injection.end_early(tamper.kind, scope, receive)
 
     def _fault(self, address: str, path: str, prompts: list[Prompt] | None) -> Fault | None:
         """The scripted fault of this request, if any."""

@@ -26,7 +26,7 @@ from ..errors import SettingError, SwarmError
 from ..text import plural
 from ..version import __version__
 from .faults import Fault
-from .requests import Constraints, Logprobs
+from .requests import Base64, Constraints, Logprobs
 
 __all__ = ["LocalServerError", "LocalSwarm", "local"]
 
@@ -50,9 +50,10 @@ _OPTIONS = {
         *("max_model_len", "bos", "trim", "thinking"),
     ),
     "openvino": ("max_model_len", "max_num_seqs", "cache_gb", "threads", "exact"),
+    "wordllama": ("max_model_len",),
     "server": (
         *("lists", "tokenize", "stream_interval", "batch_chat", "constraints", "reasoning_parser", "logprobs"),
-        *("models", "faults"),
+        *("models", "base64", "faults"),
     ),
 }
 
@@ -208,7 +209,7 @@ if hasattr(os, "register_at_fork"):
 def local(
     n: int = 1,
     *,
-    engine: Literal["auto", "echo", "openvino"] = "auto",
+    engine: Literal["auto", "echo", "openvino", "wordllama"] = "auto",
     model: str | os.PathLike[str] | None = None,
     addresses: int | Sequence[str] = 1,
     port: int = 0,
@@ -221,8 +222,9 @@ def local(
     ----------
     n : int, default 1
         Number of processes, one server each.
-    engine : {"auto", "echo", "openvino"}
-        ``openvino`` runs SmolLM2-135M-Instruct on the CPU; ``echo`` answers with the user's own text;
+    engine : {"auto", "echo", "openvino", "wordllama"}
+        ``openvino`` runs SmolLM2-135M-Instruct on the CPU; ``echo`` answers with the user's own text, and draws vectors
+        from its hash; ``wordllama`` gives vectors of 256 numbers, the mean of those of a text's tokens, and no text;
         ``auto`` is openvino if it is installed, else echo.
     model : str or path, optional
         For openvino a GGUF file (by default one that is downloaded once and kept); for echo the model's id.
@@ -237,8 +239,9 @@ def local(
         echo: ``latency_s``, ``tokens_per_s``, ``max_num_seqs``, ``prefill_tokens_per_s``, ``slowdown`` and ``speeds``
         (for single addresses: ``{"127.0.0.3": {"tokens_per_s": 5}}``), see `Speed`; ``max_model_len``, ``bos``,
         ``trim``, ``thinking``, see `EchoEngine`. openvino: ``max_model_len``, ``max_num_seqs``, ``cache_gb``,
-        ``threads``, ``exact``, see `OpenVinoEngine`. Both: ``lists``, ``tokenize``, ``stream_interval``,
-        ``batch_chat``, ``constraints``, ``reasoning_parser``, ``logprobs``, ``models``, see `ServerOptions`;
+        ``threads``, ``exact``, see `OpenVinoEngine`. wordllama: ``max_model_len``. All: ``lists``, ``tokenize``,
+        ``stream_interval``, ``batch_chat``, ``constraints``, ``reasoning_parser``, ``logprobs``, ``models``,
+        ``base64``, see `ServerOptions`;
         ``faults``, a list of `Fault` or of strings for `Fault.parse`.
 
     Returns
@@ -316,6 +319,12 @@ def configure(
         from .model_file import model_file
 
         engine_options = {"threads": max(1, _cores() // n), **engine_options, "model": str(model_file(model))}
+    elif name == "wordllama":
+        if model is not None:
+            raise SettingError(f"the wordllama engine has one model; model={os.fspath(model)!r} is for the others")
+        if missing := [m for m in ("wordllama", "safetensors", "tokenizers") if not importlib.util.find_spec(m)]:
+            needed = ", ".join(missing)
+            raise ImportError(f'the wordllama engine needs {needed}: pip install "swarmkit-frames[local]"')
     elif model is not None:
         engine_options["model"] = os.fspath(model)
     return {
@@ -332,8 +341,8 @@ def _cores() -> int:
 
 
 def _choose(engine: str) -> str:
-    if engine not in ("auto", "echo", "openvino"):
-        raise SettingError(f"engine must be 'auto', 'echo' or 'openvino', not {engine!r}")
+    if engine not in ("auto", "echo", "openvino", "wordllama"):
+        raise SettingError(f"engine must be 'auto', 'echo', 'openvino' or 'wordllama', not {engine!r}")
     if engine != "auto":
         return engine
     if importlib.util.find_spec("openvino_genai"):
@@ -353,7 +362,8 @@ def _split(engine: str, options: Mapping[str, Any]) -> tuple[dict[str, Any], dic
         if name not in known:
             raise SettingError(f"the {engine} engine has no option {name!r}; its options are: {', '.join(known)}")
     of_server = {key: options[key] for key in _OPTIONS["server"] if key in options}
-    for key, allowed in (("constraints", get_args(Constraints)), ("logprobs", get_args(Logprobs))):
+    for key, kind in (("constraints", Constraints), ("logprobs", Logprobs), ("base64", Base64)):
+        allowed = get_args(kind)
         asked = of_server.get(key, "obey")
         if asked not in allowed:
             raise SettingError(f"{key} must be one of {', '.join(allowed)}, not {asked!r}")

@@ -6,7 +6,9 @@ and an encoder call for each would be most of the server's work.
 
 from __future__ import annotations
 
+import binascii
 import json
+import struct
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -16,9 +18,9 @@ from typing import Any
 
 from .engines.base import THOUGHTS_BEGIN, THOUGHTS_END, Engine, Increment, TokenLogprobs
 from .faults import Tamper
-from .requests import Generation
+from .requests import Embedding, Generation
 
-__all__ = ["PlainReply", "StreamReply", "to_json"]
+__all__ = ["PlainReply", "StreamReply", "to_json", "vectors_json"]
 
 DONE = "data: [DONE]\n\n"
 
@@ -34,6 +36,34 @@ def _usage(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:
         "total_tokens": prompt_tokens + completion_tokens,
         "completion_tokens": completion_tokens,
     }
+
+
+def vectors_json(asked: Embedding, vectors: Sequence[bytes], model: str, tamper: Tamper | None = None) -> bytes:
+    """The JSON of a reply with vectors, float32 and little-endian."""
+    write = _as_base64 if asked.base64 else _as_numbers
+    written: list[Any] = [write(vector) for vector in vectors]
+    order = list(range(len(vectors)))
+    labels = [(i, i) for i in order]
+    if tamper:
+        written = ["?" if tamper.applies_to(i, "wrong_type") else each for i, each in enumerate(written)]
+        labels = [(i, label) for i in tamper.order(order) for label in tamper.labels(i)]
+    tokens = sum(prompt.n_tokens for prompt in asked.prompts)
+    return to_json(
+        {
+            "object": "list",
+            "data": [{"index": label, "object": "embedding", "embedding": written[i]} for i, label in labels],
+            "model": model,
+            "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
+        }
+    )
+
+
+def _as_base64(vector: bytes) -> str:
+    return binascii.b2a_base64(vector, newline=False).decode("ascii")
+
+
+def _as_numbers(vector: bytes) -> list[float]:
+    return [number for (number,) in struct.iter_unpack("<f", vector)]
 
 
 def _parse_reasoning(text: str) -> tuple[str | None, str | None]:

@@ -9,12 +9,14 @@ from typing import Any, Literal
 
 from .engines.base import Constraint, ConstraintRefusedError, Engine, Message, Prompt, PromptRefusedError, Sampling
 
-__all__ = ["Constraints", "Generation", "Logprobs", "RefusedError", "parse_body", "parse_generate", "render_chat"]
+__all__ = ["Base64", "Constraints", "Embedding", "Generation", "Logprobs", "RefusedError", "parse_body",
+           "parse_embedding", "parse_generate", "render_chat"]  # fmt: skip
 
 MAX_PROMPTS = 1024
 Kind = Literal["completion", "chat", "batch"]
 Constraints = Literal["obey", "ignore", "refuse", "chat", "old"]
 Logprobs = Literal["obey", "ignore", "refuse", "old"]
+Base64 = Literal["obey", "ignore", "refuse"]
 _CONSTRAINTS = ("json", "regex", "choice", "grammar", "json_object", "structural_tag")
 _GUIDED = ("guided_json", "guided_regex", "guided_choice", "guided_grammar")
 
@@ -77,6 +79,24 @@ class Generation:
     def prompt_tokens(self) -> int:
         """Tokens of all prompts."""
         return sum(prompt.n_tokens for prompt in self.prompts)
+
+
+@dataclass(frozen=True, slots=True)
+class Embedding:
+    """A checked request for vectors.
+
+    Attributes
+    ----------
+    prompts : list of Prompt
+    dimensions : int
+        Numbers of a vector.
+    base64 : bool
+        Write vectors as base64, not as lists of numbers.
+    """
+
+    prompts: list[Prompt]
+    dimensions: int
+    base64: bool
 
 
 def parse_body(data: bytes) -> dict[str, Any]:
@@ -177,6 +197,29 @@ def parse_generate(
         parse_reasoning=reasoning_parser and kind != "completion",
         tokens_as_ids=logprobs == "obey" and bool(body.get("return_tokens_as_token_ids")),
     )
+
+
+def parse_embedding(
+    body: Mapping[str, Any], engine: Engine, *, lists: bool, base64: Base64, adapters: Collection[str] = ()
+) -> Embedding:
+    """Check a request for vectors. `RefusedError` 400 or 404, for the whole request."""
+    check_model(body, engine, adapters)
+    if not engine.dimensions:
+        raise RefusedError("The model does not support Embeddings API")
+    form = body.get("encoding_format") or "float"
+    if form not in ("float", "base64"):
+        raise RefusedError(
+            "1 validation error:\n  encoding_format: Input should be 'float' or 'base64'", "encoding_format"
+        )
+    if base64 == "refuse" and "encoding_format" in body:
+        raise RefusedError("1 validation error:\n  encoding_format: Extra inputs are not permitted", "encoding_format")
+    dimensions = _whole(body, "dimensions", engine.dimensions, 1)
+    if dimensions > engine.dimensions:
+        raise RefusedError(f"dimensions must be {engine.dimensions} or less, got {dimensions}.", "dimensions")
+    prompts = [engine.prompt(text, add_special_tokens=True) for text in _values(body.get("input"), lists)]
+    for prompt in prompts:
+        _check_length(prompt, engine.max_model_len, answers=False)
+    return Embedding(prompts, dimensions, form == "base64" and base64 == "obey")
 
 
 def check_model(body: Mapping[str, Any], engine: Engine, adapters: Collection[str] = ()) -> str:
@@ -280,10 +323,10 @@ def _is_ids(value: list[Any], least: int = 1) -> bool:
     return len(value) >= least and all(type(v) is int and v >= 0 for v in value)
 
 
-def _check_length(prompt: Prompt, limit: int) -> None:
+def _check_length(prompt: Prompt, limit: int, answers: bool = True) -> None:
     if not prompt.n_tokens:
         raise RefusedError("The decoder prompt cannot be empty")
-    if prompt.n_tokens >= limit:
+    if prompt.n_tokens + answers > limit:
         raise RefusedError(
             f"This model's maximum context length is {limit} tokens. However, your prompt contains "
             f"{prompt.n_tokens} input tokens, which exceeds this limit even without any output tokens. "

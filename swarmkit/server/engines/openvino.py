@@ -103,6 +103,7 @@ class OpenVinoEngine:
         self.model = re.sub(r"\.Q\d\w*$", "", Path(model).stem)
         self.max_model_len = max_model_len
         self.max_logprobs = 1  # openvino-genai tells that of the token that is chosen
+        self.generates, self.dimensions = True, 0
         self._max_num_seqs = max_num_seqs
         scheduler = openvino_genai.SchedulerConfig()
         scheduler.cache_size = max(1, round(cache_gb))
@@ -173,6 +174,10 @@ class OpenVinoEngine:
             structural_tag(constraint).encode()
         except UnicodeEncodeError as error:
             raise ConstraintRefusedError(f"The constraint contains half a character: {error}") from error
+
+    async def embed(self, prompts: Sequence[Prompt], dimensions: int, address: str) -> list[bytes]:
+        """See `Engine.embed`: the server refuses texts."""
+        raise NotImplementedError
 
     def submit(self, job: Job) -> None:
         """See `Engine.submit`."""
