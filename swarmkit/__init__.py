@@ -50,9 +50,9 @@ if TYPE_CHECKING:  # "as" marks names that type checkers let users import from h
     from .errors import SwarmWarning as SwarmWarning
     from .errors import UnknownColumnError as UnknownColumnError
     from .frames.classify import classify as classify
+    from .frames.embed import embed as embed
     from .frames.pipeline import pipeline as pipeline
     from .frames.steps import Step as Step
-    from .frames.embed import embed as embed
     from .frames.store import Store as Store
     from .frames.store import open_store as open_store
     from .frames.verbs import ascatter as ascatter

@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from .analysis import similar as likeness
     from .analysis import votes
     from .frames import classify as classification
+    from .frames import embed as embedding
     from .frames import filter as filtering
     from .frames import pipeline as pipelines
-    from .frames import embed as embedding
     from .frames import verbs
     from .frames.options import EmbedOptions
     from .frames.prompts import PromptLike

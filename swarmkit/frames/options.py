@@ -23,9 +23,9 @@ __all__ = [
     "BroadcastOptions",
     "ClassifyOptions",
     "CompareOptions",
+    "EmbedOptions",
     "FilterOptions",
     "MeaningOptions",
-    "EmbedOptions",
     "ModelsOptions",
     "PartitionEmbedOptions",
     "PartitionScatterOptions",
@@ -441,6 +441,8 @@ class FilterOptions(_Asking, _Running, _Showing, _Model, total=False):
 
 class MeaningOptions(_Asking, _Running, _Showing, _Model, total=False):
     """Keywords of ``semantic_entropy``, but for ``NOT_OF_LABELS``."""
+
+
 class _Vectors(TypedDict, total=False):
     """What an embed does with every row."""
 
