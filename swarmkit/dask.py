@@ -198,6 +198,11 @@ class DaskSwarm:
         ------
         UnknownColumnError, PromptError, SettingError, TypeError
             At once, as by ``swarmkit.tree_reduce``.
+
+        Notes
+        -----
+        ``deadline=`` holds for all partitions and the merge of their parts together, and its seconds begin here, not
+        with ``compute``. A group of which a part was not reduced by then has no answer.
         """
         if typed := [name for name in ("schema", "regex", "grammar") if options.get(name) is not None]:
             raise SettingError(

@@ -191,3 +191,31 @@ def test_a_deadline_holds_for_all_partitions(monkeypatch):
     assert got["response"][done].tolist() == [f"echo: {t}" for t in got["t"][done]]
     assert got["response_error"][~done].str.contains("the deadline .* was reached").all()
     assert not all(done[i : i + 60].any() for i in range(0, 240, 60)), "one of the partitions began after it"
+
+
+def test_a_group_of_which_a_deadline_leaves_a_part_has_no_answer(monkeypatch, tmp_path):
+    """The merges of the first partition are in a store; those of the second take longer than there is time."""
+    words = " ".join("abcdefghijklmnopqrstuvwxyz" * 2)
+    df = pd.DataFrame({"k": ["a", "a", "b", "b", "b", "b", "c", "c"], "t": [f"{i} {words}" for i in range(8)]})
+    how = {"by": "k", "fanin": 2, "store": tmp_path, "max_tokens": 128}
+
+    def reduce(rows, swarm, partitions, **more):
+        monkeypatch.setenv(KEY, swarm.endpoints[0].key())
+        with sk.connect(keyless(swarm)):
+            lazy = dd.from_pandas(rows, npartitions=partitions).swarm.tree_reduce("t", "{responses}", **how, **more)
+            return lazy.compute(scheduler="sync")
+
+    with sk.local(1, engine="echo") as quick:
+        first = reduce(df[:4], quick, 1)
+        with sk.local(1, engine="echo", tokens_per_s=5.0) as slow:
+            began = time.monotonic()
+            with pytest.warns(sk.SwarmWarning, match="are left"):
+                got = reduce(df, slow, 2, deadline=4.0)
+            assert time.monotonic() - began < 6.0
+        whole = reduce(df, quick, 2)
+    assert got["response"].isna().tolist() == [False, True, True]
+    assert got["response"][0] == first["response"][0]
+    assert got["response_error"][1:].str.contains("the deadline .* was reached").all()
+    assert got[["n_leaves", "n_missing"]].values.tolist() == [[2, 0], [0, 4], [0, 2]]
+    assert whole["response"].notna().all()
+    assert whole["n_leaves"].tolist() == [2, 4, 2]

@@ -354,7 +354,7 @@ class ScatterOptions(_Rows, _Running, _Model, _Deadline, _Showing, total=False):
     """Keywords of ``scatter``, ``ascatter``, ``submit`` and ``iter_scatter``."""
 
 
-class ModelsOptions(_Running, _Showing, total=False):
+class ModelsOptions(_Running, _Deadline, _Showing, total=False):
     """Keywords of ``compare_models``."""
 
 
@@ -401,7 +401,7 @@ class _Labels(TypedDict, total=False):
     ]
 
 
-class ClassifyOptions(_Labels, _Running, _Showing, _Model, total=False):
+class ClassifyOptions(_Labels, _Running, _Model, _Deadline, _Showing, total=False):
     """Keywords of ``classify``, but for ``NOT_OF_LABELS``."""
 
 
@@ -409,7 +409,7 @@ class PartitionScatterOptions(_Rows, _Running, _Model, _Deadline, total=False):
     """Keywords of ``scatter`` where each partition of a frame is a run on a worker, which shows nothing."""
 
 
-class PartitionTreeOptions(_Tree, _Running, _Model, total=False):
+class PartitionTreeOptions(_Tree, _Running, _Model, _Deadline, total=False):
     """Keywords of ``tree_reduce`` where each partition of a frame is a run on a worker."""
 
 

@@ -297,7 +297,8 @@ class Run:
         lines = [text] if causes.count else []
         if self.stats.deadline:
             again = f"; on the result {_ONLY_MISSING}" if self._hint else ""
-            lines.append(f"{self.stats.left('merge' if merges else 'row')}. {RUN_AGAIN}{again}")
+            noun = "merge" if merges else "row" if rows == self.stats.rows else "prompt"
+            lines.append(f"{self.stats.left(noun)}. {RUN_AGAIN}{again}")
         if lines and self._on_error == "raise":
             raise ScatterError("\n".join(lines), frame)
         lines += self.stats.cuts()
