@@ -79,10 +79,11 @@ def _share(pool: VLLMPool, number: int, runs: int) -> VLLMPool:
     window = size * batch.max_in_flight
     count = max(min(size, _FEWEST), min(size, window // runs))
     requests = max(1, window // (runs * count))
+    most = max(1, window * batch.first_size // (runs * count * requests))
     own = replace(
         batch,
         max_in_flight=min(batch.max_in_flight, requests),
-        max_size=min(batch.first_size, max(1, window * batch.first_size // (runs * count * requests))),
+        max_size=most if most < batch.first_size else batch.max_size,  # "auto" may grow as in one process
         single_in_flight=max(1, size * batch.single_in_flight // (runs * count)),
     )
     chosen = pool.select([(number * count + i) % size for i in range(count)])

@@ -207,9 +207,9 @@ def test_a_group_of_which_a_deadline_leaves_a_part_has_no_answer(monkeypatch, tm
 
     with sk.local(1, engine="echo") as quick:
         first = reduce(df[:4], quick, 1)
-        with sk.local(1, engine="echo", tokens_per_s=5.0) as slow:
+        with sk.local(1, engine="echo", tokens_per_s=20.0) as slow:
             began = time.monotonic()
-            with pytest.warns(sk.SwarmWarning, match="are left"):
+            with pytest.warns(sk.SwarmWarning, match="the deadline .* was reached"):
                 got = reduce(df, slow, 2, deadline=4.0)
             assert time.monotonic() - began < 6.0
         whole = reduce(df, quick, 2)
@@ -219,3 +219,10 @@ def test_a_group_of_which_a_deadline_leaves_a_part_has_no_answer(monkeypatch, tm
     assert got[["n_leaves", "n_missing"]].values.tolist() == [[2, 0], [0, 4], [0, 2]]
     assert whole["response"].notna().all()
     assert whole["n_leaves"].tolist() == [2, 4, 2]
+
+
+def test_requests_of_workers_grow_as_those_of_one_process(far):
+    ddf = dd.from_pandas(pd.DataFrame({"i": range(6000)}), npartitions=2)
+    with sk.connect(far.endpoints[:1], batch=sk.BatchPolicy(max_size="auto", max_in_flight=4)) as pool:
+        ddf.swarm.scatter("{i}", pool=pool, max_tokens=1, workers=2).compute(scheduler="sync")
+    assert 200 <= max(sk.last_run().stats.batch_sizes) <= 1000
