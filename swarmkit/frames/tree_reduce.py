@@ -201,8 +201,9 @@ class ReductionTrees:
                 lost.setdefault(node.group, []).append(node.error)
         for g, (error, top) in enumerate(zip(errors, tops, strict=True)):
             label = self.groups[g][0] if len(self.keys) == 1 else self.groups[g] or "all"
-            left = not error or _is_left(error)  # not finished
-            own = lost.get(g, ()) if top is not None and not error else () if left else [error]
+            own = lost.get(g, ()) if top is not None and not error else ()
+            if error and not _is_left(error):  # else it is not finished
+                own = [error]
             found += [(label, e) for e in own]
         return found
 
