@@ -11,6 +11,7 @@ makes one pool of it, and reads keys from its own environment, by the names that
 from __future__ import annotations
 
 import contextlib
+import functools
 import pickle
 import threading
 from collections.abc import Callable, Mapping
@@ -32,8 +33,10 @@ from .frames.deadline import moment_of
 from .frames.options import PartitionScatterOptions, PartitionTreeOptions
 from .frames.scatter import ScatterFrame
 from .frames.signatures import takes
+from .frames.store import Store, open_store
 from .frames.tree_reduce import ReductionTrees
 from .pool.vllm_pool import VLLMPool
+from .store.writer import Durability
 from .text import plural
 
 __all__ = ["DaskSwarm"]
@@ -90,9 +93,16 @@ def _share(pool: VLLMPool, number: int, runs: int) -> VLLMPool:
     return chosen._with(_batch=own, _concurrency=pool._concurrency and max(1, pool._concurrency // runs))
 
 
+@functools.cache
+def _store(path: str, durability: Durability, store_prompts: bool) -> Store:
+    """This process's store in a folder: each partition reads on what was written since, and not all of it again."""
+    return open_store(path, durability=durability, store_prompts=store_prompts)
+
+
 def _options(options: dict[str, Any], recipe: bytes, runs: int, number: int) -> dict[str, Any]:
     """The keywords of one partition's call."""
-    return {**options, "pool": _share(_pool(recipe, runs), number, runs), "progress": False}
+    store = {"store": _store(*options["store"])} if options.get("store") else {}
+    return {**options, **store, "pool": _share(_pool(recipe, runs), number, runs), "progress": False}
 
 
 def _scatter(
@@ -236,7 +246,7 @@ class DaskSwarm:
         own = {name: value for name, value in options.items() if name != "pool"}
         with contextlib.closing(read_options({**given, "progress": False}, aggregation)) as call:
             if call.store is not None:
-                own["store"] = str(call.store.path.absolute())
+                own["store"] = str(call.store.path.absolute()), call.store.durability, call.store.store_prompts
             if call.deadline is not None:  # that of all partitions
                 own["deadline"] = moment_of(call.deadline)
             return given, own, _recipe(call.pool), runs

@@ -5,6 +5,7 @@ import os
 import signal
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import cloudpickle
 import dask
@@ -34,6 +35,11 @@ def far(echo, monkeypatch):
     monkeypatch.setenv(KEY, echo.endpoints[0].key())
     with sk.connect(keyless(echo)) as pool:
         yield pool
+
+
+def bytes_read():
+    """By this process from files, so far."""
+    return int(Path("/proc/self/io").read_text().split()[1])
 
 
 def genes():
@@ -137,6 +143,18 @@ def test_a_second_computation_reads_the_store(far, tmp_path):
     before = sum(requests_served(far).values())
     pd.testing.assert_frame_equal(lazy.compute(scheduler="threads"), first)
     assert sum(requests_served(far).values()) == before
+
+
+def test_partitions_do_not_read_the_whole_store_each(far, tmp_path):
+    rows = pd.DataFrame({"i": range(4000)})
+    kept = sk.open_store(tmp_path, store_prompts=False)
+    dd.from_pandas(rows, npartitions=1).swarm.scatter("n {i}", store=kept).compute(scheduler="sync")
+    assert kept.to_frame()["prompt"].isna().all(), "the settings of a store travel with it"
+    lazy = dd.from_pandas(rows, npartitions=20).swarm.scatter("n {i}", store=kept)
+    before = bytes_read()
+    assert lazy.compute(scheduler="sync")["response"].notna().all()
+    size = sum(path.stat().st_size for path in tmp_path.iterdir())
+    assert bytes_read() - before < 10 * size, "once to see what is there; and the answers"
 
 
 @pytest.mark.long
