@@ -42,6 +42,7 @@ from .text import plural
 __all__ = ["DaskSwarm"]
 
 _FEWEST = 4  # endpoints of a run, where there are so many: it must survive the loss of one, and of a few
+_STORES = 4  # that a process keeps open: the index of each is in memory, 16 bytes an answer
 _REFUSED = {
     "progress": "workers show nothing; use dask's own ProgressBar or dashboard",
     "monitor": "workers show nothing; use dask's own ProgressBar or dashboard",
@@ -93,7 +94,7 @@ def _share(pool: VLLMPool, number: int, runs: int) -> VLLMPool:
     return chosen._with(_batch=own, _concurrency=pool._concurrency and max(1, pool._concurrency // runs))
 
 
-@functools.cache
+@functools.lru_cache(_STORES)
 def _store(path: str, durability: Durability, store_prompts: bool) -> Store:
     """This process's store in a folder: each partition reads on what was written since, and not all of it again."""
     return open_store(path, durability=durability, store_prompts=store_prompts)

@@ -283,11 +283,11 @@ def test_labels_go_on_from_their_store(debias: bool, tmp_path: Path) -> None:
         sk.connect(swarm, batch=sk.BatchPolicy(max_size=4)) as pool,
     ):
         label: Callable[..., pd.DataFrame] = lambda **more: sk.classify(  # noqa: E731
-            frame(60), ASK, ["yes", "no"], debias=debias, pool=pool, progress=False, **more
+            frame(30), ASK, ["yes", "no"], debias=debias, pool=pool, progress=False, **more
         )
         whole = label()
         answers, seconds, [said] = timed(lambda: label(store=tmp_path, deadline=1.5))
-        stats, asked = sk.last_run().stats, 60 * (1 + debias)
+        stats, asked = sk.last_run().stats, 30 * (1 + debias)
         again, _, warned = timed(lambda: label(store=tmp_path))
         assert sk.last_run().stats.stored == stats.answered
     assert seconds < 1.5 + LATE_S
