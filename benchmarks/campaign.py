@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import multiprocessing
+import re
 import shutil
 import sys
 import tempfile
@@ -95,21 +96,29 @@ def chunks(folder: Path, rows: int) -> float:
     return time.perf_counter() - began
 
 
+def writes() -> int:
+    """Calls of ``write`` by this process so far; what goes to sockets is none of them."""
+    found = re.search(r"syscw: (\d+)", Path("/proc/self/io").read_text())
+    assert found
+    return int(found[1])
+
+
 def run_memory(rows: int, store: Path | None) -> dict[str, Any]:
-    """Memory and time of a run with short prompts and answers, DataFrame to DataFrame."""
+    """Memory, time and writes of a run with short prompts and answers, DataFrame to DataFrame."""
     with Instant() as server, sk.connect(server) as pool:
         df = pd.DataFrame({"i": range(rows)})
         sk.scatter(df.head(200), "Row {i}", pool=pool, temperature=0, delivery="batch", max_tokens=2)
         gc.collect()
         before = status("VmRSS")
         Path("/proc/self/clear_refs").write_text("5")
-        began = time.process_time()
+        began, written = time.process_time(), writes()
         sk.scatter(df, "Row {i}", pool=pool, temperature=0, delivery="batch", max_tokens=2, store=store)
-        spent = time.process_time() - began
+        spent, written = time.process_time() - began, writes() - written
+        requests = sk.last_run().stats.requests
     size = sum(path.stat().st_size for path in store.iterdir()) / rows if store else 0.0
     return {
         "store": "yes" if store else "no", "rows": rows, "bytes a row": (status("VmHWM") - before) / rows,
-        "CPU us a row": spent / rows * 1e6, "bytes a row on disk": size,
+        "CPU us a row": spent / rows * 1e6, "bytes a row on disk": size, "writes a request": written / requests,
     }  # fmt: skip
 
 

@@ -11,6 +11,7 @@ makes one pool of it, and reads keys from its own environment, by the names that
 from __future__ import annotations
 
 import contextlib
+import functools
 import pickle
 import threading
 from collections.abc import Callable, Mapping
@@ -33,14 +34,17 @@ from .frames.embed import VectorFrame, embed
 from .frames.options import PartitionEmbedOptions, PartitionScatterOptions, PartitionTreeOptions
 from .frames.scatter import ScatterFrame
 from .frames.signatures import takes
+from .frames.store import Store, open_store
 from .frames.tree_reduce import ReductionTrees
 from .pool.vllm_pool import VLLMPool
+from .store.writer import Durability
 from .text import plural
 
 __all__ = ["DaskSwarm"]
 
 _NO_PARTITIONS = "a pandas Series has no partitions: give the prompts as a column or a dask Series"
 _FEWEST = 4  # endpoints of a run, where there are so many: it must survive the loss of one, and of a few
+_STORES = 4  # that a process keeps open: the index of each is in memory, 16 bytes an answer
 _REFUSED = {
     "progress": "workers show nothing; use dask's own ProgressBar or dashboard",
     "monitor": "workers show nothing; use dask's own ProgressBar or dashboard",
@@ -82,19 +86,27 @@ def _share(pool: VLLMPool, number: int, runs: int) -> VLLMPool:
     window = size * batch.max_in_flight
     count = max(min(size, _FEWEST), min(size, window // runs))
     requests = max(1, window // (runs * count))
+    most = max(1, window * batch.first_size // (runs * count * requests))
     own = replace(
         batch,
         max_in_flight=min(batch.max_in_flight, requests),
-        max_size=min(batch.first_size, max(1, window * batch.first_size // (runs * count * requests))),
+        max_size=most if most < batch.first_size else batch.max_size,  # "auto" may grow as in one process
         single_in_flight=max(1, size * batch.single_in_flight // (runs * count)),
     )
     chosen = pool.select([(number * count + i) % size for i in range(count)])
     return chosen._with(_batch=own, _concurrency=pool._concurrency and max(1, pool._concurrency // runs))
 
 
+@functools.lru_cache(_STORES)
+def _store(path: str, durability: Durability, store_prompts: bool) -> Store:
+    """This process's store in a folder: each partition reads on what was written since, and not all of it again."""
+    return open_store(path, durability=durability, store_prompts=store_prompts)
+
+
 def _options(options: dict[str, Any], recipe: bytes, runs: int, number: int) -> dict[str, Any]:
     """The keywords of one partition's call."""
-    return {**options, "pool": _share(_pool(recipe, runs), number, runs), "progress": False}
+    store = {"store": _store(*options["store"])} if options.get("store") else {}
+    return {**options, **store, "pool": _share(_pool(recipe, runs), number, runs), "progress": False}
 
 
 def _scatter(
@@ -244,6 +256,11 @@ class DaskSwarm:
         ------
         UnknownColumnError, PromptError, SettingError, TypeError
             At once, as by ``swarmkit.tree_reduce``.
+
+        Notes
+        -----
+        ``deadline=`` holds for all partitions and the merge of their parts together, and its seconds begin here, not
+        with ``compute``. A group of which a part was not reduced by then has no answer.
         """
         if typed := [name for name in ("schema", "regex", "grammar") if options.get(name) is not None]:
             raise SettingError(
@@ -276,7 +293,7 @@ class DaskSwarm:
         own = {name: value for name, value in options.items() if name != "pool"}
         with contextlib.closing(read_options({**given, "progress": False}, aggregation)) as call:
             if call.store is not None:
-                own["store"] = str(call.store.path.absolute())
+                own["store"] = str(call.store.path.absolute()), call.store.durability, call.store.store_prompts
             if call.deadline is not None:  # that of all partitions
                 own["deadline"] = moment_of(call.deadline)
             return given, own, _recipe(call.pool), runs

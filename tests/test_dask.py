@@ -5,6 +5,7 @@ import os
 import signal
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import cloudpickle
 import dask
@@ -34,6 +35,11 @@ def far(echo, monkeypatch):
     monkeypatch.setenv(KEY, echo.endpoints[0].key())
     with sk.connect(keyless(echo)) as pool:
         yield pool
+
+
+def bytes_read():
+    """By this process from files, so far."""
+    return int(Path("/proc/self/io").read_text().split()[1])
 
 
 def genes():
@@ -156,6 +162,18 @@ def test_a_second_computation_reads_the_store(far, tmp_path):
     assert sum(requests_served(far).values()) == before
 
 
+def test_partitions_do_not_read_the_whole_store_each(far, tmp_path):
+    rows = pd.DataFrame({"i": range(4000)})
+    kept = sk.open_store(tmp_path, store_prompts=False)
+    dd.from_pandas(rows, npartitions=1).swarm.scatter("n {i}", store=kept).compute(scheduler="sync")
+    assert kept.to_frame()["prompt"].isna().all(), "the settings of a store travel with it"
+    lazy = dd.from_pandas(rows, npartitions=20).swarm.scatter("n {i}", store=kept)
+    before = bytes_read()
+    assert lazy.compute(scheduler="sync")["response"].notna().all()
+    size = sum(path.stat().st_size for path in tmp_path.iterdir())
+    assert bytes_read() - before < 10 * size, "once to see what is there; and the answers"
+
+
 @pytest.mark.long
 @pytest.mark.timeout(120)
 def test_a_killed_worker_changes_nothing_and_only_what_was_in_flight_goes_out_again(monkeypatch, tmp_path):
@@ -208,3 +226,38 @@ def test_a_deadline_holds_for_all_partitions(monkeypatch):
     assert got["response"][done].tolist() == [f"echo: {t}" for t in got["t"][done]]
     assert got["response_error"][~done].str.contains("the deadline .* was reached").all()
     assert not all(done[i : i + 60].any() for i in range(0, 240, 60)), "one of the partitions began after it"
+
+
+def test_a_group_of_which_a_deadline_leaves_a_part_has_no_answer(monkeypatch, tmp_path):
+    """The merges of the first partition are in a store; those of the second take longer than there is time."""
+    words = " ".join("abcdefghijklmnopqrstuvwxyz" * 6)
+    df = pd.DataFrame({"k": ["a", "a", "b", "b", "b", "b", "c", "c"], "t": [f"{i} {words}" for i in range(8)]})
+    how = {"by": "k", "fanin": 2, "store": tmp_path, "max_tokens": 512}
+
+    def reduce(rows, swarm, partitions, **more):
+        monkeypatch.setenv(KEY, swarm.endpoints[0].key())
+        with sk.connect(keyless(swarm)):
+            lazy = dd.from_pandas(rows, npartitions=partitions).swarm.tree_reduce("t", "{responses}", **how, **more)
+            return lazy.compute(scheduler="sync")
+
+    with sk.local(1, engine="echo") as quick:
+        first = reduce(df[:4], quick, 1)
+        with sk.local(1, engine="echo", tokens_per_s=20.0) as slow:
+            began = time.monotonic()
+            with pytest.warns(sk.SwarmWarning, match="the deadline .* was reached"):
+                got = reduce(df, slow, 2, deadline=6.0)
+            assert time.monotonic() - began < 9.0
+        whole = reduce(df, quick, 2)
+    assert got["response"].isna().tolist() == [False, True, True]
+    assert got["response"][0] == first["response"][0]
+    assert got["response_error"][1:].str.contains("the deadline .* was reached").all()
+    assert got[["n_leaves", "n_missing"]].values.tolist() == [[2, 0], [0, 4], [0, 2]]
+    assert whole["response"].notna().all()
+    assert whole["n_leaves"].tolist() == [2, 4, 2]
+
+
+def test_requests_of_workers_grow_as_those_of_one_process(far):
+    ddf = dd.from_pandas(pd.DataFrame({"i": range(6000)}), npartitions=2)
+    with sk.connect(far.endpoints[:1], batch=sk.BatchPolicy(max_size="auto", max_in_flight=4)) as pool:
+        ddf.swarm.scatter("{i}", pool=pool, max_tokens=1, workers=2).compute(scheduler="sync")
+    assert 200 <= max(sk.last_run().stats.batch_sizes) <= 1000

@@ -275,6 +275,67 @@ def test_rows_of_several_models_end_together(tmp_path: Path) -> None:
     assert "rows are left" in warned[-1]
 
 
+@pytest.mark.parametrize("debias", [False, True])
+def test_labels_go_on_from_their_store(debias: bool, tmp_path: Path) -> None:
+    speed = {"latency_s": 0.2, "max_num_seqs": 4}
+    with (
+        sk.local(1, engine="echo", tokens_per_s=40, **speed) as swarm,
+        sk.connect(swarm, batch=sk.BatchPolicy(max_size=4)) as pool,
+    ):
+        label: Callable[..., pd.DataFrame] = lambda **more: sk.classify(  # noqa: E731
+            frame(30), ASK, ["yes", "no"], debias=debias, pool=pool, progress=False, **more
+        )
+        whole = label()
+        answers, seconds, [said] = timed(lambda: label(store=tmp_path, deadline=1.5))
+        stats, asked = sk.last_run().stats, 30 * (1 + debias)
+        again, _, warned = timed(lambda: label(store=tmp_path))
+        assert sk.last_run().stats.stored == stats.answered
+    assert seconds < 1.5 + LATE_S
+    assert 0 < stats.answered < asked
+    assert (stats.failed, stats.not_asked) == (0, asked - stats.answered)
+    noun = "prompts" if debias else "rows"
+    assert f"{stats.not_asked} of {asked} {noun} are left. Run the same command again" in said
+    assert "failed" not in said
+    left = answers["label"].isna()
+    assert left.any()
+    for error in answers["label_error"][left].unique():
+        assert NOT_ASKED.fullmatch(error) or NOT_ANSWERED.fullmatch(error)
+    assert answers[["label", "label_p"]][~left].equals(whole[["label", "label_p"]][~left])
+    assert (again["label"].tolist(), warned) == (whole["label"].tolist(), [])
+
+
+def test_labels_of_a_server_that_says_nothing_do_not_hold_up_the_end() -> None:
+    def silent(call: Call) -> None:
+        call.wait_for_the_end()
+
+    with Scripted(silent) as server, sk.VLLMPool([server.address], model="m") as pool:
+        answers, seconds, [said] = timed(
+            lambda: sk.classify(frame(5), ASK, ["yes", "no"], pool=pool, deadline=1.0, progress=False)
+        )
+    assert answers["label_error"].str.fullmatch(NOT_ASKED).all()
+    assert seconds < 1.0 + LATE_S
+    assert "5 of 5 rows are left" in said
+
+
+def test_a_deadline_holds_for_all_models_together() -> None:
+    with (
+        sk.local(1, engine="echo", tokens_per_s=40, max_num_seqs=4, models=["tuned"]) as swarm,
+        sk.connect(swarm, batch=sk.BatchPolicy(max_size=4)) as pool,
+    ):
+        sk.scatter(frame(2).assign(m=["echo", "tuned"]), ASK, model="m", pool=pool, progress=False)  # learned by now
+        found, seconds, warned = timed(
+            lambda: sk.compare_models(frame(40), ASK, ["echo", "tuned"], pool=pool, deadline=3.0, progress=False)
+        )
+    assert seconds < 3.0 + LATE_S
+    right(found.frame.rename(columns={"response_echo": "response", "response_echo_error": "response_error"}))
+    left = found.frame["response_tuned"].isna()
+    assert found.frame["response_tuned_error"][left].str.contains("the deadline .* was reached").all()
+    assert found.summary.loc["tuned", "answered"] == 40 - left.sum() < 40
+    assert found.summary["failed"].tolist() == [0, 0]
+    assert found.agreement.loc["echo", "tuned"] == 0 or left.all()
+    assert f"{left.sum()} of 40 rows are left" in warned[-1]
+
+
 # ---- the end of a job ------------------------------
 
 

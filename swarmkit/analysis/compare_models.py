@@ -93,6 +93,11 @@ def compare_models(
     NoEndpointsError, ScatterInterrupted, ScatterError
         As for ``scatter``; ``.frame`` has the answers of the models so far.
 
+    Notes
+    -----
+    ``deadline=`` holds for all models together: rows that it leaves are those of the last models, and no share of
+    ``agreement`` counts them.
+
     Examples
     --------
     >>> import swarmkit, pandas as pd
@@ -117,7 +122,7 @@ def compare_models(
             pool.by_model(name)  # it is there, or nothing is asked
         for name in names:
             answers[name] = TypedAnswers(given["schema"], f"{out}_{name}", True, "numpy_nullable")
-            own: Any = {**options, "pool": pool, "model": name, "out": answers[name].out}
+            own: Any = {**options, "pool": pool, "model": name, "out": answers[name].out, "deadline": given["deadline"]}
             frame = scatter(frame, prompt, **own)
             costs.append(_cost(last_run().stats))
     finally:

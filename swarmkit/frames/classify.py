@@ -21,6 +21,7 @@ from ..schema import Schema
 from ..schema.fields import checked_labels
 from ..text import plural
 from .call import PreparedCall, arguments, read_options
+from .deadline import before
 from .options import NOT_OF_LABELS, ClassifyOptions
 from .prompts import PromptLike
 from .scatter import ScatterFrame
@@ -150,7 +151,7 @@ class LabelFrame(ScatterFrame):
         if sample is not None:
             try:
                 looking = pool.label_tokens(call.spec, sample + self._asked(self.labels), choices)
-                told = io_thread.call(looking)
+                told = io_thread.call(before(call.deadline, looking, told))
             except BaseException:
                 call.close()
                 raise
@@ -215,7 +216,8 @@ class LabelFrame(ScatterFrame):
         base, out = self.df if rows is None else self.df.iloc[positions], self.out
         codes, errors, shares, masses = self._read(positions, unfinished)
         read = zip(positions.tolist(), errors, strict=True)
-        self._unreadable = {row: error for row, error in read if error and error is not unfinished}
+        left = (unfinished, self.columns.late)
+        self._unreadable = {row: error for row, error in read if error and error not in left}
         label = pd.Categorical.from_codes(codes, pd.Index(self.labels))
         new: dict[str, Any] = {out: pd.Series(label, base.index), f"{out}_error": text_column(errors, base.index)}
         numbers = {f"{out}_p": shares.max(axis=1)}

@@ -1,17 +1,21 @@
-"""``deadline=``: as a call gives it, and on the clock of its runs."""
+"""``deadline=``: as a call gives it, on the clock of its runs, and for what a call does before its run."""
 
 from __future__ import annotations
 
+import asyncio
 import math
 import time
+from collections.abc import Awaitable
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 from ..client.job_end import ENDS_OF, job_end
 from ..engine.deadline import Deadline
 from ..errors import SettingError
 
-__all__ = ["moment_of", "read_deadline"]
+__all__ = ["before", "moment_of", "read_deadline"]
+
+T = TypeVar("T")
 
 _KEPT_S = 60.0
 """Seconds before the end of a job that are kept for writing the result; a tenth of what is left, where that is less."""
@@ -53,3 +57,15 @@ def read_deadline(given: Any) -> Deadline | None:
 def moment_of(deadline: Deadline) -> datetime:
     """A deadline as it holds in other processes, too."""
     return datetime.now(UTC) + timedelta(seconds=deadline.at - time.monotonic())
+
+
+async def before(deadline: Deadline | None, work: Awaitable[T], late: T) -> T:
+    """The result of some work; ``late`` where the deadline comes first."""
+    left_s = None if deadline is None else deadline.at - time.monotonic()
+    try:
+        async with asyncio.timeout(left_s) as timer:
+            return await work
+    except TimeoutError:
+        if not timer.expired():
+            raise
+        return late

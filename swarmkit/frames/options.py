@@ -379,7 +379,7 @@ class PipelineOptions(_Running, _Model, _Deadline, _Showing, total=False):
     """Keywords of ``pipeline``, but for ``NOT_OF_PIPELINE``."""
 
 
-class ModelsOptions(_Running, _Showing, total=False):
+class ModelsOptions(_Running, _Deadline, _Showing, total=False):
     """Keywords of ``compare_models``."""
 
 
@@ -431,11 +431,11 @@ class _Labels(TypedDict, total=False):
     ]
 
 
-class ClassifyOptions(_Labels, _Asking, _Running, _Showing, _Model, total=False):
+class ClassifyOptions(_Labels, _Asking, _Running, _Model, _Deadline, _Showing, total=False):
     """Keywords of ``classify``, but for ``NOT_OF_LABELS``."""
 
 
-class FilterOptions(_Asking, _Running, _Showing, _Model, total=False):
+class FilterOptions(_Asking, _Running, _Model, _Deadline, _Showing, total=False):
     """Keywords of ``filter``, but for ``NOT_OF_LABELS``."""
 
 
@@ -482,7 +482,7 @@ class PartitionScatterOptions(_Rows, _Running, _Model, _Deadline, total=False):
     """Keywords of ``scatter`` where each partition of a frame is a run on a worker, which shows nothing."""
 
 
-class PartitionTreeOptions(_Tree, _Running, _Model, total=False):
+class PartitionTreeOptions(_Tree, _Running, _Model, _Deadline, total=False):
     """Keywords of ``tree_reduce`` where each partition of a frame is a run on a worker."""
 
 

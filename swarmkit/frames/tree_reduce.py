@@ -13,7 +13,7 @@ from ..engine.columns import Columns
 from ..errors import PromptError, SettingError
 from ..patterns.tree_reduce import Node, Settle, check_fanin, reduce_groups, roots
 from ..pool.watch import present
-from ..records import Failure, Prompts
+from ..records import Failure, FailureKind, Prompts
 from ..runs.run import Run
 from ..runs.stats import RunStats
 from .answers import TypedAnswers
@@ -43,7 +43,7 @@ class ReductionTrees:
     """The trees of a frame's groups, which get their nodes during the run.
 
     With ``partial`` the rows are results of ``tree_reduce``, one for each part of a group: their texts are the leaves,
-    and their counts are added up.
+    and their counts are added up. A group has no answer where a deadline has left one of its parts.
     """
 
     def __init__(
@@ -75,15 +75,16 @@ class ReductionTrees:
         self.no_leaves = [_NO_TEXT] * count  # the error of each group, if it has no leaves
         counts = df[list(_COUNTS)].to_numpy(int).tolist() if partial else [[1, 0, 0, 0]] * len(df)
         errors = df[f"{out}_error"].tolist() if partial else []
+        late = {int(groups[row]) for row, error in enumerate(errors) if _is_left(error)}
         for row in np.argsort(groups, kind="stable").tolist():  # groups in order, and rows in order within them
             group, text = int(groups[row]), texts[row]
             if group < 0:
                 continue  # a key is missing
             n_leaves, level, missing, shortened = counts[row]
-            if text is not None:
+            if text is not None and group not in late:  # of a group that a deadline has left, no part is its answer
                 self.nodes.append(Node(len(self.nodes), level, group, n_leaves, text))
                 self.leaves[group] += 1
-                self.total[group] += n_leaves
+            self.total[group] += n_leaves if text is not None else 0
             self.shortened[group] += shortened
             self.missing[group] += missing if partial else text is None
             if partial and isinstance(errors[row], str) and errors[row] != _NO_TEXT:
@@ -200,7 +201,9 @@ class ReductionTrees:
                 lost.setdefault(node.group, []).append(node.error)
         for g, (error, top) in enumerate(zip(errors, tops, strict=True)):
             label = self.groups[g][0] if len(self.keys) == 1 else self.groups[g] or "all"
-            own = lost.get(g, ()) if top is not None and not error else [error] if error else ()  # none: not finished
+            own = lost.get(g, ()) if top is not None and not error else ()
+            if error and not _is_left(error):  # else it is not finished
+                own = [error]
             found += [(label, e) for e in own]
         return found
 
@@ -262,6 +265,11 @@ class ReductionTrees:
         frame["error"] = text_column(errors, index)
         frame["shortened"] = pd.Series([n.n_shortened > 0 for n in nodes], index, dtype="bool")
         return frame
+
+
+def _is_left(error: object) -> bool:
+    """Whether this is the error of a group that a deadline has left."""
+    return isinstance(error, str) and error.startswith(f"{FailureKind.DEADLINE}: ")
 
 
 def _groups(df: pd.DataFrame, keys: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:

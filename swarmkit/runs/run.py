@@ -301,7 +301,7 @@ class Run:
         lines = [text] if causes.count else []
         if self.stats.deadline:
             again = f"; on the result {_ONLY_MISSING}" if self._hint else ""
-            noun = _NOUNS.get(self.verb, "row")
+            noun = _NOUNS.get(self.verb, "row" if rows == self.stats.rows else "prompt")
             lines.append(f"{self.stats.left(noun)}. {RUN_AGAIN}{again}")
         if lines and self._on_error == "raise":
             raise ScatterError("\n".join(lines), frame)

@@ -480,6 +480,8 @@ class RunStats:
         """What a deadline has left, in words; empty where none has."""
         if not self.deadline:
             return ""
+        if not self.rows:
+            return f"{self.deadline} before a {noun} was asked"
         verb = "is" if self.not_asked == 1 else "are"
         return f"{self.deadline}: {self.not_asked:,} of {plural(self.rows, noun)} {verb} left"
 
