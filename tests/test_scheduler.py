@@ -1,5 +1,6 @@
 """The scheduler's promises, in virtual time with seeded fleets and faults."""
 
+import math
 import random
 
 import pytest
@@ -95,6 +96,29 @@ def test_mixed_fleets_finish_near_the_ideal(seed, by_rows):
     run = Virtual(servers, 100_000, by_rows=by_rows).run()
     assert run.time_s <= 1.2 * ideal_s(servers, 100_000)
     assert run.requests < 1.3 * 1000  # 1,000 full batches: bites shrink at the end only
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_short_runs_on_mixed_fleets_do_not_wait_for_what_a_slow_endpoint_was_sent_at_first(seed):
+    # Speeds from 1 to 10, few or many slots. Up to 14 times the ideal, before.
+    rng = random.Random(seed)
+    servers = [Server(0.3 * 10 ** rng.random(), rng.choice([4, 16, 64, 256])) for _ in range(12)]
+    rows = 4 * sum(s.slots for s in servers)
+    virtual = Virtual(servers, rows)
+    assert virtual.run().time_s <= 1.75 * ideal_s(servers, rows)
+    assert virtual.scheduler.counts.duplicates <= rows / 6
+
+
+@pytest.mark.parametrize("slots", [64, 256])
+def test_a_short_run_on_much_the_same_endpoints_duplicates_and_steals_next_to_nothing(slots):
+    rng = random.Random(5)
+    for jitter, requests in ((0.0, 200), (0.1, 225)):
+        virtual = Virtual([Server(1 + jitter * rng.uniform(-1, 1), slots) for _ in range(100)], 20_000)
+        run = virtual.run()
+        # The last few rows do not wait for a quicker endpoint than the usual ones: 5.7 s with 64 slots, before.
+        assert run.time_s <= 1.15 * math.ceil(200 / slots) + 1.1 * (slots == 256)
+        assert run.requests <= requests
+        assert not virtual.scheduler.counts.duplicates
 
 
 def test_stealing_does_not_fragment_the_end_of_a_run():

@@ -89,6 +89,11 @@ class PacedServer(Server):
         """Seconds of the endpoint that a row takes, while all slots are busy."""
         return tokens * self.pace.step(self.slots) / self.slots + prompt_tokens * self.token_s
 
+    def alone_s(self, tokens: float, prompt_tokens: float) -> float:
+        """Seconds that a row takes at least; its prompt may be in the cache, if there is one."""
+        reading_s = 0.0 if self.cache else prompt_tokens * self.token_s
+        return self.latency_s + reading_s + tokens * self.pace.step(1)
+
     def advance(self, now: float) -> None:
         """Set the clock: always before rows begin, and before they are dropped."""
         passed, self.at = now - self.at, now

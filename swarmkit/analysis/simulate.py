@@ -333,8 +333,8 @@ class Simulation:
     time_s : float
         Seconds from the first request to the last answer.
     ideal_s : float
-        Total work over total speed, with lost endpoints counted until they crash: no schedule is faster. Where servers
-        have caches, each block of a prefix is read once.
+        No schedule is faster: total work over total speed, with lost endpoints counted until they crash, or the longest
+        row alone on the quickest endpoint. Where servers have caches, each block of a prefix is read once.
     duplicates, retries : int
         Rows sent again because of stragglers; requests whose rows were retried.
     prompt_tokens, cached_tokens : int
@@ -550,6 +550,8 @@ def play(
     blocks = None if texts is None else lambda row: blocks_of(texts[row])
     run = _Logged(prompts, servers, scheduler, answers.__getitem__, by_rows, moment, blocks)
     run.run()
+    kinds = {(s.pace, s.cache > 0): s for s in servers}.values()
+    longest = max(min(s.alone_s(answer, prompt) for s in kinds) for prompt, answer in set(lengths))
     for ticket in list(run.open):
         run.note(ticket, "dropped" if run.made.get(ticket, 0) < len(run.open[ticket].rows) else None)
     import pandas as pd
@@ -561,7 +563,7 @@ def play(
         requests=len(run.log),
         endpoints=len(models),
         time_s=run.now,
-        ideal_s=ideal if not losing else ideal / 2 + rows / 2 / lasting,
+        ideal_s=max(longest, ideal if not losing else ideal / 2 + rows / 2 / lasting),
         duplicates=scheduler.counts.duplicates,
         retries=scheduler.counts.retries,
         prompt_tokens=round(sum(s.read + s.prefixes.hits for s in servers)),

@@ -2,9 +2,9 @@
 
 How much an endpoint may hold: one request until it has answered (unless it is alone), then more with every row it
 delivers, up to ``max_in_flight`` requests, and never more rows than it finishes by the time the whole run can be over,
-by the speeds measured so far. Near the end an endpoint that needs longer for one row than the others for all that is
-left gets nothing. So a slow endpoint does not delay the end of a run, and requests become small as the work runs out
-("guided self-scheduling", Polychronopoulos and Kuck 1987, weighted by speed).
+by the speeds measured so far. Near the end an endpoint slower than usual that needs longer for one row than the others
+for all that is left gets nothing. So a slow endpoint does not delay the end of a run, and requests become small as the
+work runs out ("guided self-scheduling", Polychronopoulos and Kuck 1987, weighted by speed).
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ _CONNECTS_PER_S = 200  # tries of endpoints that refuse connections, over the wh
 _MOST_FITS = 1024  # requests that fit until larger ones are tried, at most
 _GROWS_S = 0.5  # requests that take no longer are made larger, where that is allowed
 _LEFT = 8  # ... if there are so many of the larger ones for each endpoint
+_CLEARLY = 1.25  # times as quick
 _ROUNDS = 8  # rates are those of the last so many rows a slot, or a little more
 
 
@@ -138,6 +139,11 @@ class Endpoint:
     def ready(self) -> bool:
         """Whether its breaker lets anything through."""
         return self.breaker in (Breaker.CLOSED, Breaker.HALF_OPEN)
+
+    @property
+    def pace(self) -> float:
+        """Rows a second when it holds as many as it works on at once, as far as was seen."""
+        return max(self.rate, self.slots / self.row_s) if self.row_s else self.rate
 
 
 class Fleet(list[Endpoint]):
@@ -604,6 +610,20 @@ class Fleet(list[Endpoint]):
             return 0
         return min(size, max(free, 0 if e.held else 1))
 
+    def room_for_copies(self, index: int, left: int, now: float, stuck: bool) -> int:
+        """Rows held by others that an endpoint may be sent in a request: those that it begins at once, or more if they
+        are ``stuck`` where they are."""
+        e = self[index]
+        if e.faults or e.breaker is Breaker.HALF_OPEN or e.window < math.inf:
+            return self.room(index, left, now)
+        if e.requests >= self._max_in_flight or not self.can_send(index, now):
+            return 0
+        size = min(self.max_size, e.max_rows)
+        if stuck:
+            alone = not e.held and e.row_s <= 1.5 * self.usual_row_s
+            return size if alone else self.room(index, left, now)
+        return max(0, min(size, math.ceil(e.slots) - e.held))
+
     def _over_s(self, left: int) -> float:
         """Seconds in which all endpoints together finish so many rows, the last of them included."""
         return left / self._total_rate + (self.usual_row_s if self._timed else 0.0)
@@ -620,13 +640,14 @@ class Fleet(list[Endpoint]):
         return e.slots * math.floor(over_s * 1.05 / e.row_s)
 
     def _too_slow(self, index: int, over_s: float, now: float) -> bool:
-        """Whether the others finish all that is left before this endpoint finishes a row.
+        """Whether this endpoint is slower than usual, and the others finish all that is left before it finishes a row.
 
         A quarter of a row is the margin, as some rows are longer than usual. The others are given the time that it
         would have taken: if work is left then, they are held up.
         """
         e = self[index]
-        if e.row_s == math.inf or 1.25 * e.row_s <= over_s * 1.05:
+        usual = e.row_s == math.inf or e.row_s <= 1.05 * self.usual_row_s
+        if usual or 1.25 * e.row_s <= over_s * 1.05:
             e.skip_until = 0.0
             return False
         if not e.skip_until:
@@ -658,3 +679,11 @@ class Fleet(list[Endpoint]):
             part = math.ceil(unsent / self.working)
         size = min(room, unsent, max(1, part // 2, int(e.slots / 2)))
         return 0 if e.requests and size < min(room, self.max_size // 8) else size
+
+    def leaves(self, index: int, owner: int, rows: int, now: float) -> bool:
+        """Whether an endpoint with enough to do steals none of these rows, all that another one has left: if that is no
+        slower, as far as is known, it takes them with its next request."""
+        e, other = self[index], self[owner]
+        if not 0 < e.slots <= e.held or not other.held or rows > self.max_size:
+            return False
+        return _CLEARLY * other.pace >= e.pace if other.rate else now - other.busy_since <= _CLEARLY * e.row_s

@@ -74,7 +74,8 @@ class BatchPolicy:
     single_in_flight : int, default 64
         The same for runs that send one prompt a request.
     hedge : bool, default True
-        Whether idle endpoints are sent duplicates of the rows that a straggler holds at the end of a run.
+        Whether idle endpoints are sent duplicates of the rows that end clearly later where they are, or are held up
+        there, at the end of a run.
     order : {"auto", "prefix", "given"}, default "auto"
         In which order rows are sent. Servers keep what they have computed of a prompt, and prompts that begin alike
         share it, so rows with a common prefix are best sent to one endpoint, one after another. "auto" looks once

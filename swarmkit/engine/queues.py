@@ -130,21 +130,28 @@ class Queues:
         In parts these are whole parts, one at least; what is more than ``size`` goes to the queue of the endpoint
         ``index`` that steals.
         """
+        if (longest := self.longest()) is None:
+            return ()
+        queue = self._queues[longest]
+        if self._parts is None or index is None:
+            return self._cut(queue, size, from_end=True)
+        rows = self._cut(queue, self._in_whole_parts(reversed(queue), size), from_end=True)
+        if len(rows) > size:
+            self.put_back(index, rows[size:])
+        return rows[:size]
+
+    def longest(self) -> int | None:
+        """The endpoint with the longest queue; None if nothing is unsent."""
         while self.unsent:
-            noted, longest = self._longest[0]
-            queue = self._queues[longest]
-            if len(queue) == -noted:
-                if self._parts is None or index is None:
-                    return self._cut(queue, size, from_end=True)
-                rows = self._cut(queue, self._in_whole_parts(reversed(queue), size), from_end=True)
-                if len(rows) > size:
-                    self.put_back(index, rows[size:])
-                return rows[:size]
-            if queue:
-                heapq.heapreplace(self._longest, (-len(queue), longest))
+            noted, index = self._longest[0]
+            length = len(self._queues[index])
+            if length == -noted:
+                return index
+            if length:
+                heapq.heapreplace(self._longest, (-length, index))
             else:
                 heapq.heappop(self._longest)
-        return ()
+        return None
 
     def _in_whole_parts(self, rows: Iterable[int], size: int) -> int:
         """How many of these rows are parts that fit into ``size`` together; those of the first part at least."""

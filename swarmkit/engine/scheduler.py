@@ -10,8 +10,8 @@ The rules, in the order an endpoint looking for work applies them:
 2. Then its own home queue, a batch at a time.
 3. When that is empty, it steals from the end of the longest queue, fewer rows each time; whole parts of runs that
    share a prefix, where rows are in such runs (``prefixes.py``).
-4. When nothing is unsent, it duplicates rows that a straggler holds (``stragglers.py``). The first answer wins, and a
-   request is dropped when none of its rows is needed any more.
+4. When nothing is unsent, it duplicates rows that end later where they are (``stragglers.py``). The first answer wins,
+   and a request is dropped when none of its rows is needed any more.
 
 ``endpoints.py`` says how much an endpoint may hold, and whether it is healthy enough to be sent anything;
 ``evidence.py`` what speaks against a row, ``suspects.py`` where rows are tested that may crash engines,
@@ -815,6 +815,10 @@ class Scheduler:
             self._wake(self._suspects_check_at)
 
     def _steal(self, index: int, room: int) -> tuple[int, ...]:
+        if (owner := self._queues.longest()) is None:
+            return ()
+        if self.fleet.leaves(index, owner, len(self._queues[owner]), self._now):
+            return ()
         steal_size = self.fleet.steal_size(index, room, self._queues.unsent)
         self.counts.steals += steal_size > 0
         return self._queues.steal(steal_size, index) if steal_size else ()
@@ -822,33 +826,18 @@ class Scheduler:
     # ---- stragglers ------------------------------
 
     def _duplicate_stragglers(self) -> None:
-        """Send rows that are held up to the idle endpoints too, in even parts."""
-        idle = [i for i in self._idle if self.fleet[i].delivers and self._room_for_duplicates(i)]
+        """Send the idle endpoints rows, too, that end later where they are."""
+        idle = [i for i in self._idle if self.fleet[i].delivers and self.fleet.can_send(i, self._now)]
         idle = [i for i in idle if self.fleet.rate_of(i) is None]  # what is limited is not spent on them
         idle = [i for i in idle if self.fleet[i].well] or idle
-        idle.sort(key=lambda i: self.fleet[i].row_s)  # the quickest first
-        rows = self._stragglers.held_up(self._now, self._left + self._awaited)
-        for place, index in enumerate(idle):
+        for index, rows in self._stragglers.copies(self._now, self._left + self._awaited, idle, self._limited):
             if len(self._in_flight) >= self._concurrency:
                 return
-            sites = () if self.fleet[index].well else self._evidence.sites  # rows that broke nothing, if it is unwell
-            part = [(r, f) for r, f in rows[place :: len(idle)] if f.batch.endpoint != index and r not in sites]
-            part = part[: self._room_for_duplicates(index)]
-            full_budget = [(r, f) for r, f in part if r not in self._limited]
-            if not (part := full_budget or part):
-                continue
-            for row, request in part:
-                self._stragglers.duplicated(row, request.batch.ticket, self._tickets)
-            self.counts.duplicates += len(part)
-            del self._idle[index]
-            self._send(index, tuple(r for r, _ in part), None)
-
-    def _room_for_duplicates(self, index: int) -> int:
-        """Rows that an endpoint may be sent; also if others would be quicker, since they are held up."""
-        e = self.fleet[index]
-        if not e.held and e.row_s <= 1.5 * self.fleet.usual_row_s and self.fleet.can_send(index, self._now):
-            return min(self.fleet.max_size, e.max_rows)
-        return self.fleet.room(index, self._left + self._awaited, self._now)
+            for row in rows:
+                self._stragglers.duplicated(row, self._tickets)
+            self.counts.duplicates += len(rows)
+            self._idle.pop(index, None)
+            self._send(index, tuple(row.row for row in rows), None)
 
     def _send(
         self,
