@@ -329,11 +329,12 @@ class Virtual(VirtualRun):
         if not server.silent:
             return super().die(index)
         for ticket in [ticket for ticket, batch in self.open.items() if batch.endpoint == index]:
-            server.running.pop(ticket, None)
+            server.running.pop((self, ticket), None)
             self.at(self.now + server.timeout_s, self.fail, ticket, FailureKind.HANG)
         server.waiting.clear()
-        self.heap = [h for h in self.heap if not (h[2] in (self.done, self.begin) and h[3][0] is server)]
-        heapq.heapify(self.heap)
+        ends = [call for run in self.runs for call in (run.done, run.begin)]
+        self.clock.heap[:] = [h for h in self.clock.heap if not (h[2] in ends and h[3][0] is server)]
+        heapq.heapify(self.clock.heap)
         server.busy = 0
         return None
 

@@ -21,6 +21,7 @@ from ..records import MOST_LOGPROBS, Failure, FailureKind, Reply, RequestSpec, R
 __all__ = [
     "LOGPROB_FIELDS",
     "OPTIONAL",
+    "PRIORITY",
     "TOKEN_LIMIT",
     "UNFINISHED",
     "Malformed",
@@ -50,6 +51,10 @@ with a very long interval a long answer would look like a server that hangs."""
 OPTIONAL = ("stream_interval", "continuous_usage_stats", "stream_options", "return_token_ids", "cache_salt")
 """Fields that make requests cheaper or tell more, and that requests do without where a server refuses them.
 ``add_special_tokens`` is none, since prompts would have two first tokens."""
+
+PRIORITY = "priority"
+"""The field by which vLLM orders requests, if it was started with that policy; where it was not, some versions refuse
+it."""
 
 TOKEN_LIMIT = "max_tokens"
 """The field that bounds an answer. Where chats refuse it, it goes by its newer name, ``max_completion_tokens``."""

@@ -39,6 +39,7 @@ from .executor import Executor, Renewal
 from .prefix_caches import prefix_caches
 from .rates import Rates
 from .route_plan import RoutePlan
+from .server_queues import server_queues
 from .shared_state import SharedState
 from .templates import telling_prompts
 from .watch import Watch, by_place, following, present
@@ -368,6 +369,7 @@ class AgentPool:
         *,
         parts: Sequence[Listener] = (),
         deadline: Deadline | None = None,
+        priority: int = 0,
     ) -> Failure | None:
         """Send a column of prompts and fill the columns of answers. All verbs are built on it.
 
@@ -389,6 +391,8 @@ class AgentPool:
             Parts of the run itself, as its store: called before the listeners, and what they raise ends the run.
         deadline : Deadline, optional
             When it must be over, on the clock of ``time.monotonic``.
+        priority : int, default 0
+            Which of the runs of the pool and its sub-pools goes first at their endpoints: that with the lower number.
 
         Returns
         -------
@@ -399,7 +403,7 @@ class AgentPool:
         self._core.check_open()
         counted = RunStats(rows=len(prompts.texts), failed=len(prompts.errors)) if stats is None else stats
         try:
-            run = self._run(prompts, spec, columns, listeners, pending, counted, parts, deadline)
+            run = self._run(prompts, spec, columns, listeners, pending, counted, parts, deadline, priority)
             return await io_thread.run_on_loop(run)
         finally:
             if stats is None:  # a caller that counts by itself warns of what it has counted
@@ -416,6 +420,7 @@ class AgentPool:
         stats: RunStats,
         parts: Sequence[Listener],
         deadline: Deadline | None,
+        priority: int,
     ) -> Failure | None:
         for row, error in prompts.errors.items():
             columns.fail(row, error)
@@ -437,7 +442,8 @@ class AgentPool:
         places = list(map(stats.roster.place, pool._endpoints))
         size, routes = len(stats.roster.names), [plan.describe() for plan in plans]
         endpoints = by_place(pool._endpoints, places, size)
-        schedule = partial(pool._scheduler, prompts, rows, sizing, single, places, endpoints, spec.n, deadline)
+        how = (spec.n, deadline, priority)
+        schedule = partial(pool._scheduler, prompts, rows, sizing, single, places, endpoints, *how)
         # To sort many rows by their prefixes takes a while, and other runs are on this loop.
         scheduler = schedule() if len(rows) < _MANY else await asyncio.to_thread(schedule)
         called: list[Listener] = [stats, *parts, Listeners([RunLog(), *listeners], stats.listener_errors)]
@@ -458,11 +464,16 @@ class AgentPool:
             emit,
             self._retry,
             self._renewal(spec, texts),
+            lambda endpoint: priority if self._is_vllm(endpoint) else 0,  # others order numbers the other way round
         )
         emit(RunStarted(len(prompts.texts), len(rows), stats.roster.names, routes, time.monotonic()))
         failure, cancelled, error = None, False, ""
         vllms = {e.url: e for e in pool._endpoints if self._kind(e) == "vllm"}
-        async with prefix_caches(transport, list(vllms.values()), len(rows), stats):
+        leave = self._core.places.enter(priority, scheduler, executor.index_of)
+        async with (
+            prefix_caches(transport, list(vllms.values()), len(rows), stats),
+            server_queues(transport, endpoints, self._is_vllm, scheduler.fleet, spec.n, stats),
+        ):
             try:
                 plan_of = partial(self._plan_of, spec=spec, texts=texts, sizing=sizing, single=single, plans=plans)
                 async with following(self, pool._endpoints, executor, plan_of, stats):
@@ -474,6 +485,7 @@ class AgentPool:
                 error = f"{type(exc).__name__}: {exc}"
                 raise
             finally:
+                leave()
                 scheduler.rations.release()
                 stats.retries += scheduler.counts.retries
                 stats.halvings += scheduler.counts.halvings
@@ -516,6 +528,7 @@ class AgentPool:
         endpoints: Sequence[AgentEndpoint],
         n: int,
         deadline: Deadline | None,
+        priority: int,
     ) -> Scheduler:
         chars = array("q", [len(text) if text else 0 for text in prompts.texts])
         limited = sizing.limited([r for r in rows if r not in prompts.fits] if prompts.fits else rows, chars)
@@ -524,7 +537,7 @@ class AgentPool:
         homes = runs.queues if runs else home_queues(rows, len(places), chars, limited)
         queues = dict(zip(places, homes, strict=True))
         in_flight = self._batch.single_in_flight if single else self._batch.max_in_flight
-        rates = self._core.rates
+        rates, shared = self._core.rates, self._core.places
 
         def tokens(row: int) -> int:
             return sizing.estimate(chars[row]) + n * limited.get(row, sizing.cap)
@@ -541,6 +554,7 @@ class AgentPool:
             concurrency=self._limit(in_flight if self._core.watch is None else sockets()),  # more may come
             rate_of=lambda index: rates.of(endpoints[index]),
             deadline=deadline,
+            taken=lambda index: shared.taken(priority, endpoints[index].url),
         )
         return Scheduler(
             fleet,
@@ -560,6 +574,9 @@ class AgentPool:
     def _kind(self, endpoint: AgentEndpoint) -> str:
         info = self._core.infos.get(endpoint.url)
         return info.kind if info else "unknown"
+
+    def _is_vllm(self, endpoint: AgentEndpoint) -> bool:
+        return self._kind(endpoint) in ("vllm", "swarmkit")  # the latter plays the former
 
     def _limit(self, per_endpoint: int) -> int:
         """Most requests in flight over the pool: the setting, within the limit on open files."""

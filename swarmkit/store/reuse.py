@@ -49,6 +49,7 @@ async def run(
     store: Folder | None = None,
     dedup: Dedup = "auto",
     deadline: Deadline | None = None,
+    priority: int = 0,
 ) -> Failure | None:
     """``pool.run`` for the rows that must be sent; the others are filled in.
 
@@ -61,6 +62,8 @@ async def run(
         Sampled answers to the same prompt are meant to differ.
     deadline : Deadline, optional
         When the run must be over.
+    priority : int, default 0
+        Which of the runs on a pool goes first: that with the lower number.
     """
     stats.rows += len(prompts.texts)
     stats.failed += len(prompts.errors)
@@ -113,7 +116,8 @@ async def run(
             parts.append(write)  # first: a row is on its way to the disk before listeners are notified of it
     if duplicates:
         parts.append(reuse)
-    work = pool.run(prompts, spec, columns, [guarded], rows, stats, parts=parts, deadline=deadline)
+    how: dict[str, Any] = {"parts": parts, "deadline": deadline, "priority": priority}
+    work = pool.run(prompts, spec, columns, [guarded], rows, stats, **how)
     return await (work if writer is None else _with_writer(work, writer))
 
 
