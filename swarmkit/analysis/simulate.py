@@ -222,15 +222,16 @@ class VirtualRun:
         self.carry_out(self.scheduler.start(self.now))
 
     def run(self) -> None:
-        """Run to the end; ``now`` is its duration then. Runs that share its clock go on until then, too."""
+        """Run to the end, with all that share the clock; ``now`` is the duration then."""
         self.start()
-        heap = self.clock.heap
-        while heap and not self.over:
+        heap, runs = self.clock.heap, self.runs
+        while heap and any(not run.over for run in runs):
             self.clock.now, _, call, arguments = heapq.heappop(heap)
             call(*arguments)
-            for run in self.runs:
-                run.stepped()
-        assert self.over, "the run stalled: no request is in flight and no call is scheduled"
+            for run in runs:
+                if not run.over:
+                    run.stepped()
+        assert all(run.over for run in runs), "the run stalled: no request is in flight and no call is scheduled"
 
     def stepped(self) -> None:
         """Called after every event."""

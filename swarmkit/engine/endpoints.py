@@ -579,11 +579,13 @@ class Fleet(list[Endpoint]):
 
     def _places(self, index: int) -> float:
         """Rows that may be sent to an endpoint beside those of runs that go first: while these have more to send, what
-        it works on at once is filled, and nothing waits there; and what a gateway allows is theirs."""
+        it works on at once is filled where they are, and nothing waits there; and what a gateway allows is theirs."""
         if (taken := self._taken(index)) is None:
             return math.inf
+        if self.rate_of(index) is not None:
+            return 0
         e = self[index]
-        return (e.works_on or e.slots or self._first_rows) - taken - e.held if self.rate_of(index) is None else 0
+        return (e.works_on or e.slots or self._first_rows) - taken - e.held if taken else math.inf
 
     # ---- room ------------------------------
 

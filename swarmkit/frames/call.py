@@ -45,7 +45,7 @@ Send = Callable[
 """Sends a column of prompts, or some of its rows, and fills the columns; the failure of the last endpoint, if none is
 left, or the deadline's."""
 
-_LEAST_PRIORITY = -(2**63)  # that of vLLM's requests
+_MOST_PRIORITY = 2**63 - 1  # of vLLM's requests
 _CONSTRAINTS = {*Dialect, "grammar"}  # fields that say what an answer must be
 _DEFAULTS = {
     name: keyword.default
@@ -205,8 +205,10 @@ def read_options(given: Mapping[str, Any], aggregation: bool = False, by_row: bo
     spec = pool.spec(max_tokens=max_tokens, params=params, delivery=delivery, **fields)
     store = None if given["store"] is None else open_store(given["store"])
     spec = replace(spec, counted=store is not None)
-    if not is_whole(priority := given["priority"], _LEAST_PRIORITY):
-        raise SettingError(f"priority={priority!r}: must be a whole number; runs with a lower one go first")
+    if not (is_whole(priority := given["priority"], -_MOST_PRIORITY - 1) and priority <= _MOST_PRIORITY):
+        raise SettingError(
+            f"priority={priority!r}: must be a whole number of 64 bits at most; runs with a lower one go first"
+        )
     monitor = bool(given["monitor"]) and progress.in_notebook()
     bar = progress.wanted(given["progress"]) and not (monitor and given["progress"] == "auto")
     return PreparedCall(pool, owned, spec, bar, monitor, on_error, store, dedup, model, given["deadline"], priority)
