@@ -2,7 +2,7 @@
 
 Two processes with equal runs on one fleet, which know of each other only by what the servers say of their queues. They
 begin together, or one when the other has done a fifth. Then two runs of one process on one pool, a small one beside a
-large one, with and without ``priority=``. The servers are echoes that answer so many rows at once, each in half a second.
+large one, with and without ``priority=``. The servers are echoes that answer many rows at once, each in half a second.
 """
 
 from __future__ import annotations

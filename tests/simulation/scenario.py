@@ -237,7 +237,9 @@ class Scenario:
             return  # how long that takes is said by the rates, and by the search for many rows in lists
         bound, time_s = self.bound() + retry.give_up_s * (run.failure is not None or bool(busy)), run.time_s
         if not self.rate():
-            time_s -= virtual.answered_at - virtual.begins  # what a broken endpoint answers before it fails goes on while it lasts
+            time_s -= (
+                virtual.answered_at - virtual.begins
+            )  # what a broken endpoint answers before it fails goes on while it lasts
         assert time_s <= bound, f"{time_s:.0f} s > {bound:.0f} s"
         if "deadline" not in self.arguments and self.beside is None:
             self.check_even(virtual, run)
