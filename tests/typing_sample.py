@@ -22,6 +22,8 @@ def functions(df: pd.DataFrame) -> None:
     sk.broadcast("Who are you?", system="Be brief.")
     sk.scatter(df, "{gene}", deadline="slurm")
     sk.scatter(df, "{gene}", deadline="tomorrow")  # type: ignore[arg-type]
+    sk.scatter(df, "{gene}", priority=-1)
+    sk.scatter(df, "{gene}", priority="high")  # type: ignore[arg-type]
     sk.scatter(df, "{gene}", temprature=0)  # type: ignore[call-arg]
     sk.scatter(df, "{gene}", temperature="hot")  # type: ignore[arg-type]
     sk.broadcast("Who are you?", store="runs/a")  # type: ignore[call-arg]

@@ -234,6 +234,7 @@ class Virtual(VirtualRun):
 
     def ended(self):
         self.leave()
+        self.scheduler.rations.release()  # as a pool does after a run
         self.outcome.time_s = self.now - self.begins
         self.outcome.failure = self.failure
         self.outcome.attempts = bytes(self.scheduler.attempts)

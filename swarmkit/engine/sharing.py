@@ -63,6 +63,8 @@ class Places:
         """The rows that runs which go before this priority hold at an endpoint; None if none of them has more to
         send there."""
         taken = None
+        if len(self._runs) < 2:  # as nearly always
+            return taken
         for run in self._runs:
             if run.priority < priority and run.sharer.has_unsent and (index := run.index_of(url)) is not None:
                 taken = (taken or 0) + run.sharer.fleet[index].held
@@ -102,7 +104,7 @@ class Looks:
     def due(self) -> list[int]:
         """The endpoints whose servers are asked now."""
         most = _MOST if self._shared else _FEW
-        asked = [*itertools.islice(filter(self._in_use, self._shared), most)]
+        asked = [*itertools.islice(filter(self._in_use, self._shared), most // 2)]
         asked += itertools.islice((i for i in self._in_turn() if i not in self._shared), most - len(asked))
         if asked:
             self._turn = asked[-1] + 1

@@ -472,7 +472,7 @@ class AgentPool:
         leave = self._core.places.enter(priority, scheduler, executor.index_of)
         async with (
             prefix_caches(transport, list(vllms.values()), len(rows), stats),
-            server_queues(transport, endpoints, self._is_vllm, scheduler.fleet, spec.n, stats),
+            server_queues(transport, endpoints, self._is_vllm, scheduler.fleet, len(rows), spec.n, stats),
         ):
             try:
                 plan_of = partial(self._plan_of, spec=spec, texts=texts, sizing=sizing, single=single, plans=plans)

@@ -7,14 +7,16 @@ import contextlib
 from collections.abc import AsyncIterator, Callable, Sequence
 
 from ..client.hostfile import AgentEndpoint
-from ..client.server_load import Load, ask_load
+from ..client.server_load import ask_load
 from ..client.transport import Transport
 from ..engine.endpoints import Fleet
 from ..engine.sharing import LOOK_S, Looks
+from ..errors import EndpointError
 from ..runs.stats import RunStats
 
 __all__ = ["server_queues"]
 
+_FEW = 64  # rows of a run that is all out at once
 _LIMIT_S = 1.0
 
 
@@ -24,6 +26,7 @@ async def server_queues(
     endpoints: Sequence[AgentEndpoint],
     tells: Callable[[AgentEndpoint], bool],
     fleet: Fleet,
+    rows: int,
     samples: int,
     stats: RunStats,
 ) -> AsyncIterator[None]:
@@ -37,30 +40,34 @@ async def server_queues(
         By the fleet's index; it may grow.
     tells : callable
         Whether a server may report its load. One that does not when it is asked is not asked again.
-    samples : int
-        Answers a row: servers count them one by one.
+    rows, samples : int
+        Rows to send, of which a few are reason to ask nobody; and answers a row: servers count them one by one.
     stats : RunStats
         Its ``shared`` is set.
     """
+    if rows < _FEW:
+        yield
+        return
     looks, seen = Looks(fleet, lambda index: tells(endpoints[index])), set()
 
-    async def load(index: int) -> Load | None:
+    async def ask(index: int) -> None:
         try:
             async with asyncio.timeout(_LIMIT_S):
-                return await ask_load(transport, endpoints[index], _LIMIT_S)
-        except Exception:  # noqa: BLE001 - whatever it is, a run is worth more than these figures
-            return None
+                found = await ask_load(transport, endpoints[index], _LIMIT_S)
+        except Exception as exc:  # noqa: BLE001 - whatever it is, a run is worth more than these figures
+            if isinstance(exc, EndpointError) and exc.failure.status is not None:
+                looks.silent(index)  # it has no such path; else it may have been too busy
+            return
+        if found is None:
+            looks.silent(index)
+        elif looks.told(index, *(-(-count // samples) for count in found)):
+            seen.add(index)
 
     async def look() -> None:
         while True:
             await asyncio.sleep(LOOK_S)
-            asked = looks.due()
-            for index, found in zip(asked, await asyncio.gather(*map(load, asked)), strict=True):
-                if found is None:
-                    looks.silent(index)
-                elif looks.told(index, *(-(-count // samples) for count in found)):
-                    seen.add(index)
-            stats.shared = len(seen)
+            await asyncio.gather(*map(ask, looks.due()))
+            stats.shared = max(stats.shared, len(seen))
 
     task = asyncio.create_task(look())
     try:

@@ -52,6 +52,7 @@ class SharedState:
                 )
             if self._transport is not None:
                 self.rates.restart()
+                self.places = Places()
             self._transport = Transport(self.http, self.rates)
             self._generation = io_thread.generation()
             # A pool that is collected, or that is left when the interpreter ends, has its connections closed.
