@@ -26,6 +26,8 @@ def functions(df: pd.DataFrame) -> None:
     sk.scatter(df, "{gene}", deadline="tomorrow")  # type: ignore[arg-type]
     sk.classify(df, "{gene}", ["yes", "no"], deadline=60)
     sk.compare_models(df, "{gene}", ["a", "b"], deadline="pbs")
+    sk.scatter(df, "{gene}", priority=-1)
+    sk.scatter(df, "{gene}", priority="high")  # type: ignore[arg-type]
     sk.scatter(df, "{gene}", temprature=0)  # type: ignore[call-arg]
     sk.scatter(df, "{gene}", temperature="hot")  # type: ignore[arg-type]
     sk.broadcast("Who are you?", store="runs/a")  # type: ignore[call-arg]

@@ -24,6 +24,7 @@ from swarmkit.engine.policy import REACTIONS, RetryPolicy
 from swarmkit.engine.prefixes import prefix_order
 from swarmkit.engine.queues import home_queues
 from swarmkit.engine.scheduler import Scheduler
+from swarmkit.engine.sharing import LOOK_S, Looks
 from swarmkit.records import Batch, Failure, FailureKind
 
 INF = math.inf
@@ -95,7 +96,8 @@ class Virtual(VirtualRun):
     ``Trouble`` it makes wherever it is accepted; ``limited``, row to budget; ``books``, the number of events between
     two audits of the scheduler's books (0: none); ``changes``, ``(time, endpoint, whether it is added)`` for those that
     come and go, and ``removed``, those that are not there at first; ``texts``, the prompts, laid out by ``order``;
-    ``deadline``, seconds.
+    ``deadline``, seconds; ``beside``, another run on the same servers, and ``begins``, when this one does; ``places``,
+    what their pool knows of its runs, and its ``priority``; ``looks``, whether servers are asked for their queues.
     """
 
     def __init__(
@@ -124,6 +126,11 @@ class Virtual(VirtualRun):
         texts=None,
         order="auto",
         deadline=None,
+        beside=None,
+        begins=0.0,
+        places=None,
+        priority=0,
+        looks=False,
     ):
         self.rng = random.Random(seed)
         self.rows = rows
@@ -151,6 +158,7 @@ class Virtual(VirtualRun):
             concurrency=concurrency,
             rate_of=rate_of,
             deadline=None if deadline is None else Deadline(deadline, "now"),
+            taken=(lambda index: places.taken(priority, str(index))) if places else lambda index: None,
         )
         self.deadline = INF if deadline is None else deadline
         scheduler = Scheduler(
@@ -164,14 +172,20 @@ class Virtual(VirtualRun):
             parts=self.parts,
         )
         blocks = [blocks_of(text) for text in texts] if texts else None
-        super().__init__(servers, scheduler, lengths, by_rows, prompts=blocks.__getitem__ if blocks else None)
+        prompts = blocks.__getitem__ if blocks else None
+        super().__init__(servers, scheduler, lengths, by_rows, prompts=prompts, beside=beside)
+        self.begins = begins
+        self.leave = places.enter(priority, scheduler, int) if places else lambda: None
+        self.looks = Looks(fleet) if looks else None
+        if beside:
+            self.at(begins, self.start)
         self.unfinished: dict[int, set[int]] = {}  # ticket -> rows, as the server knows them
         self.holders: dict[int, set[int]] = {}  # row -> tickets that carry it
         self.requests_at = [0] * len(servers)
         self.not_before = [0.0] * len(servers)
         self.denials = [0] * len(servers)  # of endpoints that never answered; those in flight together count once
         self.sent_at: dict[int, float] = {}  # by ticket
-        self.answered_at = 0.0
+        self.answered_at = begins
         self.refused_alone: set[tuple[int, int]] = set()
         self.outcome = Outcome()
         for index, server in enumerate(servers):
@@ -182,29 +196,50 @@ class Virtual(VirtualRun):
 
     def change(self, index, is_added):
         """An endpoint comes or goes; one that is new to the run is busy at once, while there is unsent work."""
+        if self.over:
+            return
         scheduler, fleet = self.scheduler, self.scheduler.fleet
         if is_added:
             self.denials[index], self.not_before[index] = 0, 0.0
         requests, is_due = scheduler.sent, is_added and scheduler._queues.unsent and not fleet[index].requests
         self.tell(Added(index) if is_added else Removed(index))
         is_due = is_due and (fleet.last_sends is None or self.now < fleet.last_sends.closes_at(index))
-        if is_due and self.concurrency == INF and fleet.rate_of(index) is None:
+        if is_due and self.concurrency == INF and fleet.rate_of(index) is None and fleet._taken(index) is None:
             assert scheduler.sent > requests, "an endpoint was added, and gets nothing"
 
     def stepped(self):
         self.outcome.events += 1
         if self.books and self.outcome.events % self.books == 0:
             self.scheduler.validate()
-        assert self.outcome.events < 50_000 + 200 * self.rows, "the run does not end"
+        rows = sum(run.rows for run in self.runs)
+        assert self.outcome.events < 50_000 + 200 * rows, "the run does not end"
+
+    def start(self):
+        super().start()
+        if self.looks:
+            self.at(self.now + LOOK_S, self.look)
+
+    def look(self):
+        for index in self.looks.due() if not self.over else ():
+            server = self.servers[index]
+            if not server.is_down(self.now):
+                waiting = sum(ticket in run.open for run, ticket, _ in server.waiting)
+                self.looks.told(index, server.busy, waiting)
+        if not self.over:
+            self.at(self.now + LOOK_S, self.look)
 
     def run(self):
         super().run()
-        self.outcome.time_s = self.now
+        return self.outcome
+
+    def ended(self):
+        self.leave()
+        self.scheduler.rations.release()  # as a pool does after a run
+        self.outcome.time_s = self.now - self.begins
         self.outcome.failure = self.failure
         self.outcome.attempts = bytes(self.scheduler.attempts)
         self.scheduler.validate()
         self.check_outcome()
-        return self.outcome
 
     def tell(self, event):
         if self.trace:
@@ -231,7 +266,10 @@ class Virtual(VirtualRun):
         for message in messages if self.trace else ():
             self.trace(self.now, message)
         self.dropped_last = bool(self.open)
+        was_over = self.over
         super().carry_out(messages)
+        if self.over and not was_over:
+            self.ended()
 
     def settle(self, row, failure):
         assert row not in self.outcome.answered, f"row {row} was answered and fails"
@@ -250,6 +288,9 @@ class Virtual(VirtualRun):
         assert self.denials[index] < 3, "an endpoint that denied three requests and answered none is asked again"
         assert self.not_before[index] <= self.now, "asked again before its Retry-After was over"
         e = self.scheduler.fleet[index]
+        taken = self.scheduler.fleet._taken(index)
+        at_once = e.works_on or e.slots or self.scheduler.fleet._first_rows
+        assert taken is None or taken < at_once, "sent where a run that goes first has filled all places"
         if (rate := self.scheduler.fleet.rate_of(index)) is not None:
             assert rate._rpm is None or len(rate._log) <= rate._rpm, "more requests a minute than its gateway takes"
             assert rate.open <= rate._connections, "more requests in flight than its gateway takes"
@@ -322,18 +363,20 @@ class Virtual(VirtualRun):
             server.down = [*server.down, (self.now, self.now + trouble.kills_engine)]
         self.tell(Failed(ticket, failure))
         if trouble.kills_engine is not None:
-            self.die(index)
+            for run in self.runs:
+                run.die(index)
 
     def die(self, index):
         server = self.servers[index]
         if not server.silent:
             return super().die(index)
         for ticket in [ticket for ticket, batch in self.open.items() if batch.endpoint == index]:
-            server.running.pop(ticket, None)
+            server.running.pop((self, ticket), None)
             self.at(self.now + server.timeout_s, self.fail, ticket, FailureKind.HANG)
         server.waiting.clear()
-        self.heap = [h for h in self.heap if not (h[2] in (self.done, self.begin) and h[3][0] is server)]
-        heapq.heapify(self.heap)
+        ends = [call for run in self.runs for call in (run.done, run.begin)]
+        self.clock.heap[:] = [h for h in self.clock.heap if not (h[2] in ends and h[3][0] is server)]
+        heapq.heapify(self.clock.heap)
         server.busy = 0
         return None
 

@@ -73,7 +73,7 @@ class PacedServer(Server):
     reading_s: float = 0.0
     read: float = 0.0
     turn: int = 0
-    ends: list[tuple[float, int, int, Any]] = field(default_factory=list)  # (clock, tie-break, ticket, rows)
+    ends: list[tuple[float, int, Any, Any]] = field(default_factory=list)  # (clock, tie-break, request, rows)
     ties: Iterator[int] = field(default_factory=itertools.count)
 
     def __post_init__(self) -> None:
@@ -102,13 +102,13 @@ class PacedServer(Server):
         if self.busy:
             self.clock += (passed - read) / self.pace.step(self.busy)
 
-    def begin(self, ticket: int, rows: Sequence[int], end: float, prompt_tokens: float) -> None:
+    def begin(self, request: Any, rows: Sequence[int], end: float, prompt_tokens: float) -> None:
         """Put rows into slots, which end together when the clock shows ``end``; so many tokens of their prompts are
         read before."""
         self.reading_s += self.token_s * prompt_tokens
         self.read += prompt_tokens
-        heapq.heappush(self.ends, (end, next(self.ties), ticket, rows))
-        self.running[ticket] += len(rows)
+        heapq.heappush(self.ends, (end, next(self.ties), request, rows))
+        self.running[request] += len(rows)
         self.busy += len(rows)
 
     def next_at(self) -> float:
@@ -119,11 +119,11 @@ class PacedServer(Server):
             return math.inf
         return self.at + self.reading_s + max(0.0, self.ends[0][0] - self.clock) * self.pace.step(self.busy)
 
-    def pop(self) -> tuple[int, Sequence[int]]:
+    def pop(self) -> tuple[Any, Sequence[int]]:
         """The request and the rows that end next. They still hold their slots."""
-        end, _, ticket, rows = heapq.heappop(self.ends)
+        end, _, request, rows = heapq.heappop(self.ends)
         self.clock = max(self.clock, end)
-        return ticket, rows
+        return request, rows
 
 
 def pace_of(model: EndpointModel) -> Pace:

@@ -11,7 +11,7 @@ import itertools
 import math
 import random
 from collections import Counter, OrderedDict, deque
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
@@ -121,8 +121,8 @@ class Server:
     token_s: float = 0.0
     cache: int = 0
     # State of a run.
-    waiting: deque[tuple[int, int]] = field(default_factory=deque)
-    running: Counter[int] = field(default_factory=Counter)  # ticket -> rows in slots
+    waiting: deque[tuple[VirtualRun, int, int]] = field(default_factory=deque)  # run, ticket, row
+    running: Counter[Any] = field(default_factory=Counter)  # by request: rows in slots
     busy: int = 0
     computes_until: float = 0.0
     prefixes: PrefixCache = field(default_factory=lambda: PrefixCache(0))
@@ -147,6 +147,15 @@ class Server:
         return now >= self.dies_at
 
 
+@dataclass
+class Clock:
+    """Virtual time, and what is to be done then: runs on the same servers share it."""
+
+    now: float = 0.0
+    heap: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = field(default_factory=list)
+    order: Iterator[int] = field(default_factory=itertools.count)
+
+
 class VirtualRun:
     """One run of a scheduler over servers, in virtual time.
 
@@ -164,6 +173,8 @@ class VirtualRun:
         Rows of a request that end within this many seconds are delivered together; 0 delivers each at its end.
     prompts : callable, optional
         Row position to its prompt, where prompts take time.
+    beside : VirtualRun, optional
+        Another run on the same servers, which it shares the clock with.
     """
 
     def __init__(
@@ -174,6 +185,7 @@ class VirtualRun:
         by_rows: bool = True,
         moment_s: float = 0.0,
         prompts: Callable[[int], PromptBlocks] | None = None,
+        beside: VirtualRun | None = None,
     ) -> None:
         self.servers = servers
         self.scheduler = scheduler
@@ -181,32 +193,45 @@ class VirtualRun:
         self.by_rows = by_rows
         self.moment_s = moment_s
         self.prompts = prompts
-        self.heap: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
-        self.order = itertools.count()
-        self.now = 0.0
+        self.clock: Clock = beside.clock if beside else Clock()
+        self.runs: list[VirtualRun] = beside.runs if beside else []  # all that share the clock
+        self.runs.append(self)
         self.open: dict[int, Batch] = {}
         self.made: dict[int, int] = {}  # ticket -> rows the server has finished
         self.failure: Failure | None = None
         self.over = False
         for index, server in enumerate(servers):
-            server.reset()
+            if beside is None:
+                server.reset()
             if server.dies_at < math.inf:
                 self.at(server.dies_at, self.die, index)
 
     # ---- the clock ------------------------------
 
+    @property
+    def now(self) -> float:
+        """Seconds since the clock began."""
+        return self.clock.now
+
     def at(self, time: float, call: Callable[..., None], *arguments: Any) -> None:
         """Schedule a call."""
-        heapq.heappush(self.heap, (time, next(self.order), call, arguments))
+        heapq.heappush(self.clock.heap, (time, next(self.clock.order), call, arguments))
+
+    def start(self) -> None:
+        """Begin."""
+        self.carry_out(self.scheduler.start(self.now))
 
     def run(self) -> None:
-        """Run to the end; ``now`` is its duration then."""
-        self.carry_out(self.scheduler.start(0.0))
-        while self.heap and not self.over:
-            self.now, _, call, arguments = heapq.heappop(self.heap)
+        """Run to the end, with all that share the clock; ``now`` is the duration then."""
+        self.start()
+        heap, runs = self.clock.heap, self.runs
+        while heap and any(not run.over for run in runs):
+            self.clock.now, _, call, arguments = heapq.heappop(heap)
             call(*arguments)
-            self.stepped()
-        assert self.over, "the run stalled: no request is in flight and no call is scheduled"
+            for run in runs:
+                if not run.over:
+                    run.stepped()
+        assert all(run.over for run in runs), "the run stalled: no request is in flight and no call is scheduled"
 
     def stepped(self) -> None:
         """Called after every event."""
@@ -255,30 +280,30 @@ class VirtualRun:
         if ticket in self.open and not self.open[ticket].rows:
             self.at(self.now, self.end, ticket)
         elif ticket in self.open:
-            server.waiting.extend((ticket, row) for row in self.open[ticket].rows)
+            server.waiting.extend((self, ticket, row) for row in self.open[ticket].rows)
             self.serve(server)
 
     def serve(self, server: Server) -> None:
         """Put waiting rows into free slots. Rows of a request that end together are one event."""
-        ends: dict[tuple[int, float], list[int]] = {}
+        ends: dict[tuple[VirtualRun, int, float], list[int]] = {}
         while server.busy < server.slots and server.waiting:
-            ticket, row = server.waiting.popleft()
-            if ticket in self.open:
-                begin = server.compute(self.prompts(row), self.now) if self.prompts else self.now
-                end = begin + server.row_s * (self.lengths(row) if self.lengths else 1.0)
-                if self.moment_s:
-                    end = math.ceil(end / self.moment_s) * self.moment_s
-                ends.setdefault((ticket, end), []).append(row)
-                server.running[ticket] += 1
+            run, ticket, row = server.waiting.popleft()
+            if ticket in run.open:
+                begin = server.compute(run.prompts(row), self.now) if run.prompts else self.now
+                end = begin + server.row_s * (run.lengths(row) if run.lengths else 1.0)
+                if run.moment_s:
+                    end = math.ceil(end / run.moment_s) * run.moment_s
+                ends.setdefault((run, ticket, end), []).append(row)
+                server.running[run, ticket] += 1
                 server.busy += 1
-        for (ticket, time), rows in ends.items():
-            self.at(time, self.done, server, ticket, rows)
+        for (run, ticket, time), rows in ends.items():
+            self.at(time, run.done, server, ticket, rows)
 
     def done(self, server: Server, ticket: int, rows: Sequence[int]) -> None:
         """Rows have left their slots."""
         if ticket not in self.open:
             return  # the request was closed, which freed its slots
-        server.running[ticket] -= len(rows)
+        server.running[self, ticket] -= len(rows)
         server.busy -= len(rows)
         self.made[ticket] = self.made.get(ticket, 0) + len(rows)
         whole = self.made[ticket] == len(self.open[ticket].rows)
@@ -313,7 +338,7 @@ class VirtualRun:
         batch = self.open.pop(ticket)
         self.made.pop(ticket, None)
         server = self.servers[batch.endpoint]
-        if freed := server.running.pop(ticket, 0):
+        if freed := server.running.pop((self, ticket), 0):
             server.busy -= freed
             self.at(self.now, self.serve, server)
         return batch
@@ -400,7 +425,7 @@ class _Logged(VirtualRun):
         read: dict[tuple[int, float], float] = {}  # tokens of their prompts
         free = server.slots - server.busy
         while free and server.waiting:
-            ticket, row = server.waiting.popleft()
+            _, ticket, row = server.waiting.popleft()
             if ticket in self.open:
                 end = server.clock + (self.lengths(row) if self.lengths else 1.0)
                 if self.moment_s:  # in tokens here; rounded, and neither up nor down
@@ -411,7 +436,7 @@ class _Logged(VirtualRun):
                 read[key] = read.get(key, 0.0) + tokens
                 free -= 1
         for key, rows in begun.items():
-            server.begin(key[0], rows, key[1], read[key])
+            server.begin((self, key[0]), rows, key[1], read[key])
         self.plan(server)
 
     def plan(self, server: PacedServer) -> None:
@@ -424,7 +449,8 @@ class _Logged(VirtualRun):
         """The next rows of a server end."""
         if turn == server.turn:
             server.advance(self.now)
-            self.done(server, *server.pop())
+            (_, ticket), rows = server.pop()
+            self.done(server, ticket, rows)
 
     def close(self, ticket: int) -> Batch:
         self.servers[self.open[ticket].endpoint].advance(self.now)

@@ -326,7 +326,8 @@ class AskedLines(ScatterFrame):
 
     def start(self, call: PreparedCall, listeners: Sequence[Listener] = ()) -> Run:
         """Start a run of these lines, with the store of ``call``."""
-        return super().start(replace(self._own, store=call.store, deadline=call.deadline), listeners)
+        own: dict[str, Any] = {"store": call.store, "deadline": call.deadline, "priority": call.priority}
+        return super().start(replace(self._own, **own), listeners)
 
     async def _send(self, send: Send, listeners: Sequence[Listener], stats: RunStats) -> Failure | None:
         """Send them. Settings that a server refuses cost these lines only."""

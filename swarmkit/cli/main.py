@@ -155,7 +155,7 @@ def _verb_options(args: argparse.Namespace, params: dict[str, Any]) -> dict[str,
     if args.schema is not None:
         options["schema"] = _schema(args.schema)
     for name in ("system", "max_tokens", "temperature", "mode", "store", "messages", "assistant_prefix", "too_long",
-                 "deadline"):  # fmt: skip
+                 "deadline", "priority"):  # fmt: skip
         if (value := getattr(args, name, None)) is not None:
             options[name] = value
     return options
@@ -306,7 +306,7 @@ def _scatter_batch_files(args: argparse.Namespace) -> int:
 
     pool, lines = _connect(args, api_key), job.source
     options = {"store": args.store, "progress": False if args.quiet else "auto", "pool": pool}
-    options["deadline"] = args.deadline
+    options |= {"deadline": args.deadline, "priority": args.priority or 0}
     asked = lines.asked(pool, args.chunk_rows, model=args.model, max_tokens=args.max_tokens, mode=args.mode)
     call = read_options(arguments(scatter, options))
     stream = ChunkedScatter(asked, lambda group: group, call, lines.rows, SMALL_GROUPS)

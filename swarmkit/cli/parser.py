@@ -133,6 +133,8 @@ def _add_send_options(parser: argparse.ArgumentParser, out: str | None, keeps_ro
         group.add_argument("--deadline", metavar="WHEN", type=_deadline,
                            help="end by then: seconds from now, a time (2026-11-28T18:00), or slurm or pbs: with "
                            "the job that this runs in")  # fmt: skip
+        group.add_argument("--priority", metavar="N", type=int,
+                           help="lower numbers go first at vLLM servers with --scheduling-policy priority")  # fmt: skip
         group.add_argument("--mode", choices=("batch", "single"), help="many prompts per request (batch), or one")
         group.add_argument("--too-long", choices=("error", "truncate", "truncate_left"),
                            help="prompts beyond the context fail (error), or lose their end or beginning")  # fmt: skip

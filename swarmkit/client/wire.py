@@ -22,6 +22,7 @@ from .vectors import length_of, pack
 __all__ = [
     "LOGPROB_FIELDS",
     "OPTIONAL",
+    "PRIORITY",
     "TOKEN_LIMIT",
     "UNFINISHED",
     "Malformed",
@@ -55,6 +56,10 @@ OPTIONAL = (
 )
 """Fields that make requests cheaper or tell more, and that requests do without where a server refuses them.
 ``add_special_tokens`` is none, since prompts would have two first tokens."""
+
+PRIORITY = "priority"
+"""The field by which vLLM orders requests, if it was started with that policy; where it was not, some versions refuse
+it."""
 
 TOKEN_LIMIT = "max_tokens"
 """The field that bounds an answer. Where chats refuse it, it goes by its newer name, ``max_completion_tokens``."""

@@ -31,6 +31,8 @@ _MOST_FITS = 1024  # requests that fit until larger ones are tried, at most
 _GROWS_S = 0.5  # requests that take no longer are made larger, where that is allowed
 _LEFT = 8  # ... if there are so many of the larger ones for each endpoint
 _CLEARLY = 1.25  # times as quick
+_OTHERS, _FEW_OTHERS = 1.2, 2  # times the rows of a run, and so many: what is more at a server is not its own
+_GIVES_WAY_S = 0.25  # until it is looked again whether runs that go first have left a place
 _ROUNDS = 8  # rates are those of the last so many rows a slot, or a little more
 
 
@@ -61,6 +63,8 @@ class Endpoint:
         Rows a second while busy; 0 while unknown.
     slots : float
         Rows it works on at once, the most seen so far: by Little's law the rate times ``row_s``.
+    works_on : int
+        While others are seen there: rows that its server works on at once, as it said with rows waiting; else 0.
     row_s : float
         Seconds a row takes there without waiting: the least that the rows of a request took on average.
     took_s : float or None
@@ -114,6 +118,7 @@ class Endpoint:
     busy_since: float = 0.0
     rate: float = 0.0
     slots: float = 0.0
+    works_on: int = 0
     row_s: float = math.inf
     took_s: float | None = None
     skip_until: float = 0.0
@@ -169,6 +174,8 @@ class Fleet(list[Endpoint]):
         Gives the rate of an endpoint's gateway, or None where nothing limits it.
     deadline : Deadline, optional
         When the run must be over.
+    taken : callable
+        Gives the rows that runs which go first hold at an endpoint; None where none of them has more to send.
 
     Attributes
     ----------
@@ -198,6 +205,7 @@ class Fleet(list[Endpoint]):
         concurrency: int | None = None,
         rate_of: Callable[[int], Rate | None] = lambda index: None,
         deadline: Deadline | None = None,
+        taken: Callable[[int], int | None] = lambda index: None,
     ) -> None:
         super().__init__(Endpoint(max_size) for _ in range(size))
         for indexes, breaker in ((resting, Breaker.OPEN), (removed, Breaker.REMOVED)):
@@ -210,6 +218,7 @@ class Fleet(list[Endpoint]):
         self.retry = retry
         self._draw = draw
         self.rate_of = rate_of
+        self._taken = taken
         self.last_sends = None if deadline is None else LastSends(deadline)
         self.ready = sum(e.ready for e in self)
         self.done = 0
@@ -340,6 +349,17 @@ class Fleet(list[Endpoint]):
                 e.max_rows = larger
         self.max_size = larger
         self._first_rows = self._rows_at_first()
+
+    def told(self, index: int, running: int, waiting: int, held: int) -> bool:
+        """A server says how many rows it works on, and how many wait; returns whether they are not only this run's, of
+        which it may have ``held``."""
+        e = self[index]
+        others = running + waiting > _OTHERS * held + _FEW_OTHERS
+        if not others:
+            e.works_on = 0
+        elif waiting:  # else it may do more
+            e.works_on = max(e.works_on, running)
+        return others
 
     def superseded(self, index: int) -> None:
         """Another endpoint has answered a row that this one holds."""
@@ -560,9 +580,21 @@ class Fleet(list[Endpoint]):
         return self.allowed_at(index, now) <= now
 
     def allowed_at(self, index: int, now: float, tokens: int = 1) -> float:
-        """When the rate of its gateway allows an endpoint a request with so many tokens."""
+        """When the rate of its gateway, and runs that go first, allow an endpoint a request with so many tokens."""
+        if self._places(index) <= 0:
+            return (now // _GIVES_WAY_S + 1.5) * _GIVES_WAY_S  # several wait for one moment
         rate = self.rate_of(index)
         return now if rate is None else rate.next_at(now, tokens, self[index].requests)
+
+    def _places(self, index: int) -> float:
+        """Rows that may be sent to an endpoint beside those of runs that go first: while these have more to send, what
+        it works on at once is filled where they are, and nothing waits there; and what a gateway allows is theirs."""
+        if (taken := self._taken(index)) is None:
+            return math.inf
+        if self.rate_of(index) is not None:
+            return 0
+        e = self[index]
+        return (e.works_on or e.slots or self._first_rows) - taken - e.held if taken else math.inf
 
     # ---- room ------------------------------
 
@@ -589,9 +621,10 @@ class Fleet(list[Endpoint]):
         # little. Then Little's law says how many rows it works on at once (rate times the time of a row that need not
         # wait): half as many again keep it full, and one batch is in reserve.
         hold = min(self.max_size * self._max_in_flight, first + 2 * e.done)
-        if e.slots:
-            some = min(2 * self.max_size, math.ceil(e.rate * _WAIT_S))
-            hold = min(hold, max(first, some, self.max_size + math.ceil(1.5 * e.slots)))
+        if slots := e.works_on or e.slots:
+            # Beside others the rate is a part of the server's: whose is larger would hold more, and so on.
+            some = 0 if e.works_on else min(2 * self.max_size, math.ceil(e.rate * _WAIT_S))
+            hold = min(hold, max(first, some, self.max_size + math.ceil(1.5 * slots)))
         if e.rate > 0 and 2 * self._rated >= self.working:
             over_s = self._over_s(left)
             if self._too_slow(index, over_s, now):
@@ -603,6 +636,8 @@ class Fleet(list[Endpoint]):
             hold = min(hold, max(1, self.last_sends.rows(e.rate, now)))
         if e.window < hold:
             hold = max(1, int(e.window))
+        if (places := self._places(index)) < hold - e.held:
+            hold = e.held + math.ceil(places)
         free = hold - e.held
         # Rows finish one by one. Refilling by as few as have just finished would make the requests tiny, so an
         # endpoint that holds work waits until a whole batch, or half its share, fits.

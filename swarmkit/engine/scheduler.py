@@ -15,8 +15,8 @@ The rules, in the order an endpoint looking for work applies them:
 
 ``endpoints.py`` says how much an endpoint may hold, and whether it is healthy enough to be sent anything;
 ``evidence.py`` what speaks against a row, ``suspects.py`` where rows are tested that may crash engines,
-``refusals.py`` whether it is rows that are refused, ``rations.py`` what the rates of gateways allow, ``deadline.py``
-when nothing more is sent; the rules of failure are in ``policy.py``.
+``refusals.py`` whether it is rows that are refused, ``rations.py`` what the rates of gateways allow, ``sharing.py``
+what other runs leave, ``deadline.py`` when nothing more is sent; the rules of failure are in ``policy.py``.
 """
 
 from __future__ import annotations
@@ -181,6 +181,11 @@ class Scheduler:
     def budget(self, rows: Iterable[int]) -> int | None:
         """The ``max_tokens`` these rows share if their budget is limited, else None."""
         return min((self._limited[r] for r in rows if r in self._limited), default=None) if self._limited else None
+
+    @property
+    def has_unsent(self) -> bool:
+        """Whether it has rows that no endpoint holds."""
+        return bool(self._queues.unsent or self._retry_batches)
 
     @property
     def sent(self) -> int:

@@ -45,6 +45,7 @@ Send = Callable[
 """Sends a column of prompts, or some of its rows, and fills the columns; the failure of the last endpoint, if none is
 left, or the deadline's."""
 
+_MOST_PRIORITY = 2**63 - 1  # of vLLM's requests
 _CONSTRAINTS = {*Dialect, "grammar"}  # fields that say what an answer must be
 _DEFAULTS = {
     name: keyword.default
@@ -68,6 +69,7 @@ class PreparedCall:
     dedup: Dedup
     model: str | None = None
     deadline: Deadline | None = None
+    priority: int = 0
 
     async def send(
         self,
@@ -78,7 +80,8 @@ class PreparedCall:
         pending: Sequence[int] | None = None,
     ) -> Failure | None:
         """Send a column of prompts; see ``Send``."""
-        how: dict[str, Any] = {"store": self.store, "dedup": self.dedup, "deadline": self.deadline}
+        how: dict[str, Any] = {"store": self.store, "dedup": self.dedup}
+        how |= {"deadline": self.deadline, "priority": self.priority}
         return await run_with_reuse(self.pool, prompts, self.spec, columns, listeners, pending, stats, **how)
 
     def listeners(self, label: str) -> list[Listener]:
@@ -202,9 +205,13 @@ def read_options(given: Mapping[str, Any], aggregation: bool = False, by_row: bo
     spec = pool.spec(max_tokens=max_tokens, params=params, delivery=delivery, **fields)
     store = None if given["store"] is None else open_store(given["store"])
     spec = replace(spec, counted=store is not None)
+    if not (is_whole(priority := given["priority"], -_MOST_PRIORITY - 1) and priority <= _MOST_PRIORITY):
+        raise SettingError(
+            f"priority={priority!r}: must be a whole number of 64 bits at most; runs with a lower one go first"
+        )
     monitor = bool(given["monitor"]) and progress.in_notebook()
     bar = progress.wanted(given["progress"]) and not (monitor and given["progress"] == "auto")
-    return PreparedCall(pool, owned, spec, bar, monitor, on_error, store, dedup, model, given["deadline"])
+    return PreparedCall(pool, owned, spec, bar, monitor, on_error, store, dedup, model, given["deadline"], priority)
 
 
 def _params(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -273,6 +273,21 @@ class _Deadline(TypedDict, total=False):
     ]
 
 
+class _Priority(TypedDict, total=False):
+    """How runs share endpoints."""
+
+    priority: Annotated[
+        int,
+        Keyword(
+            0,
+            "Which of the runs on one pool (and its sub-pools) goes first at an endpoint: as in vLLM that with the "
+            "lower number. While it has rows to send, the others send only to places that it leaves free; what is out "
+            "already stays out. vLLM servers are told, and order the requests of all their clients by it if they were "
+            "started with ``--scheduling-policy priority``.",
+        ),
+    ]
+
+
 class _Showing(TypedDict, total=False):
     """What is shown of a run."""
 
@@ -367,7 +382,7 @@ class _Tree(_Columns, total=False):
     ]
 
 
-class ScatterOptions(_Rows, _Running, _Model, _Deadline, _Showing, total=False):
+class ScatterOptions(_Rows, _Running, _Model, _Deadline, _Priority, _Showing, total=False):
     """Keywords of ``scatter``, ``ascatter``, ``submit`` and ``iter_scatter``."""
 
 
@@ -389,7 +404,7 @@ class _WholeTree(_Tree, total=False):
     trace: Annotated[bool, Keyword(False, "Return the whole tree, a row per node.")]
 
 
-class TreeOptions(_WholeTree, _Running, _Model, _Deadline, _Showing, total=False):
+class TreeOptions(_WholeTree, _Running, _Model, _Deadline, _Priority, _Showing, total=False):
     """Keywords of ``tree_reduce`` and ``atree_reduce``."""
 
 
@@ -478,11 +493,11 @@ class PartitionEmbedOptions(_Vectors, _Pool, _Model, _Kept, _Deadline, total=Fal
     """Keywords of ``embed`` where each partition of a frame is a run on a worker."""
 
 
-class PartitionScatterOptions(_Rows, _Running, _Model, _Deadline, total=False):
+class PartitionScatterOptions(_Rows, _Running, _Model, _Deadline, _Priority, total=False):
     """Keywords of ``scatter`` where each partition of a frame is a run on a worker, which shows nothing."""
 
 
-class PartitionTreeOptions(_Tree, _Running, _Model, _Deadline, total=False):
+class PartitionTreeOptions(_Tree, _Running, _Model, _Deadline, _Priority, total=False):
     """Keywords of ``tree_reduce`` where each partition of a frame is a run on a worker."""
 
 

@@ -40,6 +40,7 @@ from .executor import Executor, Renewal
 from .prefix_caches import prefix_caches
 from .rates import Rates
 from .route_plan import RoutePlan
+from .server_queues import server_queues
 from .shared_state import SharedState
 from .templates import telling_prompts
 from .watch import Watch, by_place, following, present
@@ -370,6 +371,7 @@ class AgentPool:
         parts: Sequence[Listener] = (),
         deadline: Deadline | None = None,
         arrivals: Arrivals | None = None,
+        priority: int = 0,
     ) -> Failure | None:
         """Send a column of prompts and fill the columns of answers. All verbs are built on it.
 
@@ -393,6 +395,8 @@ class AgentPool:
             When it must be over, on the clock of ``time.monotonic``.
         arrivals : Arrivals, optional
             Where more rows come from while it goes on. The texts of those are written to ``prompts`` before they come.
+        priority : int, default 0
+            Which of the runs of the pool and its sub-pools goes first at their endpoints: that with the lower number.
 
         Returns
         -------
@@ -403,7 +407,7 @@ class AgentPool:
         self._core.check_open()
         counted = RunStats(rows=len(prompts.texts), failed=len(prompts.errors)) if stats is None else stats
         try:
-            run = self._run(prompts, spec, columns, listeners, pending, counted, parts, deadline, arrivals)
+            run = self._run(prompts, spec, columns, listeners, pending, counted, parts, deadline, arrivals, priority)
             return await io_thread.run_on_loop(run)
         finally:
             if stats is None:  # a caller that counts by itself warns of what it has counted
@@ -421,6 +425,7 @@ class AgentPool:
         parts: Sequence[Listener],
         deadline: Deadline | None,
         arrivals: Arrivals | None,
+        priority: int,
     ) -> Failure | None:
         for row, error in prompts.errors.items():
             columns.fail(row, error)
@@ -443,7 +448,8 @@ class AgentPool:
         size, routes = len(stats.roster.names), [plan.describe() for plan in plans]
         endpoints = by_place(pool._endpoints, places, size)
         awaited = arrivals.awaited if arrivals else 0
-        schedule = partial(pool._scheduler, prompts, rows, sizing, single, places, endpoints, spec.n, deadline, awaited)
+        how = (spec.n, deadline, awaited, priority)
+        schedule = partial(pool._scheduler, prompts, rows, sizing, single, places, endpoints, *how)
         # To sort many rows by their prefixes takes a while, and other runs are on this loop.
         scheduler = schedule() if len(rows) < _MANY else await asyncio.to_thread(schedule)
         called: list[Listener] = [stats, *parts, Listeners([RunLog(), *listeners], stats.listener_errors)]
@@ -464,11 +470,16 @@ class AgentPool:
             emit,
             self._retry,
             self._renewal(spec, texts),
+            lambda endpoint: priority if self._is_vllm(endpoint) else 0,  # others order numbers the other way round
         )
         emit(RunStarted(len(prompts.texts), len(rows), stats.roster.names, routes, time.monotonic()))
         failure, cancelled, error = None, False, ""
         vllms = {e.url: e for e in pool._endpoints if self._kind(e) == "vllm"}
-        async with prefix_caches(transport, list(vllms.values()), len(rows), stats):
+        leave = self._core.places.enter(priority, scheduler, executor.index_of)
+        async with (
+            prefix_caches(transport, list(vllms.values()), len(rows), stats),
+            server_queues(transport, endpoints, self._is_vllm, scheduler.fleet, len(rows), spec.n, stats),
+        ):
             try:
                 laid_out = partial(pool._laid_out, spec, plans, prompts)
                 plan_of = partial(self._plan_of, spec=spec, texts=texts, sizing=sizing, single=single, plans=plans)
@@ -484,6 +495,7 @@ class AgentPool:
                 error = f"{type(exc).__name__}: {exc}"
                 raise
             finally:
+                leave()
                 scheduler.rations.release()
                 stats.retries += scheduler.counts.retries
                 stats.halvings += scheduler.counts.halvings
@@ -537,6 +549,7 @@ class AgentPool:
         n: int,
         deadline: Deadline | None,
         awaited: int,
+        priority: int,
     ) -> Scheduler:
         chars = array("q", [len(text) if text else 0 for text in prompts.texts])
         limited = sizing.limited([r for r in rows if r not in prompts.fits] if prompts.fits else rows, chars)
@@ -546,7 +559,7 @@ class AgentPool:
         homes = runs.queues if runs else home_queues(rows, len(places), chars, limited)
         queues = dict(zip(places, homes, strict=True))
         in_flight = self._batch.single_in_flight if single else self._batch.max_in_flight
-        rates = self._core.rates
+        rates, shared = self._core.rates, self._core.places
 
         def tokens(row: int) -> int:
             return sizing.estimate(len(prompts.texts[row] or "")) + n * (scheduler.budget((row,)) or sizing.cap)
@@ -563,6 +576,7 @@ class AgentPool:
             concurrency=self._limit(in_flight if self._core.watch is None else sockets()),  # more may come
             rate_of=lambda index: rates.of(endpoints[index]),
             deadline=deadline,
+            taken=lambda index: shared.taken(priority, endpoints[index].url),
         )
         scheduler = Scheduler(
             fleet,
@@ -584,6 +598,9 @@ class AgentPool:
     def _kind(self, endpoint: AgentEndpoint) -> str:
         info = self._core.infos.get(endpoint.url)
         return info.kind if info else "unknown"
+
+    def _is_vllm(self, endpoint: AgentEndpoint) -> bool:
+        return self._kind(endpoint) in ("vllm", "swarmkit")  # the latter plays the former
 
     def _limit(self, per_endpoint: int) -> int:
         """Most requests in flight over the pool: the setting, within the limit on open files."""

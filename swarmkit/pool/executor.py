@@ -21,7 +21,17 @@ from ..client.failures import CONNECT_S
 from ..client.hostfile import AgentEndpoint
 from ..client.thinking import STILL_THINKING
 from ..client.transport import Transport
-from ..client.wire import UNFINISHED, Malformed, RowStream, StreamFailed, decode_counted, encode, longest_reply, path_of
+from ..client.wire import (
+    PRIORITY,
+    UNFINISHED,
+    Malformed,
+    RowStream,
+    StreamFailed,
+    decode_counted,
+    encode,
+    longest_reply,
+    path_of,
+)
 from ..engine import messages
 from ..engine.breaker import Breaker
 from ..engine.columns import UNKNOWN, Columns
@@ -107,6 +117,8 @@ class Executor:
         most.
     renew : callable or None
         Checks the plan of an endpoint with a learned chat template before its first rows, and after it has failed.
+    priority_of : callable
+        Gives the priority that the server of an endpoint is told; 0 is not sent.
     """
 
     def __init__(
@@ -122,11 +134,13 @@ class Executor:
         emit: events.Listener,
         retry: RetryPolicy,
         renew: Renewal | None,
+        priority_of: Callable[[AgentEndpoint], int] = lambda endpoint: 0,
     ) -> None:
         self._transport = transport
         self._endpoints = endpoints
         self._plans = list(plans)
         self._renew = renew
+        self._priority_of = priority_of
         self._unchecked = {i for i, plan in enumerate(plans) if plan.learned}  # what is there may be another server
         self._checking: defaultdict[int, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._spec = spec
@@ -143,6 +157,7 @@ class Executor:
             i: "paused" for i, e in enumerate(scheduler.fleet) if e.breaker is Breaker.OPEN
         }
         self._indexes = {e.name: i for i, e in enumerate(endpoints)}
+        self._of_url = {e.url: i for i, e in enumerate(endpoints)}
         self._proven: set[RoutePlan] = set()  # those by which a stream was seen to hold each row once
         self._only_rows: set[RoutePlan] = set()  # those whose whole replies cannot be read
         self._took_back: set[int] = set()  # endpoints that had a stream that did not, after its rows were delivered
@@ -193,7 +208,7 @@ class Executor:
             self._endpoints.append(endpoint)
             self._plans.append(plan)
         self._endpoints[index], self._plans[index] = endpoint, plan
-        self._indexes[endpoint.name] = index
+        self._indexes[endpoint.name] = self._of_url[endpoint.url] = index
         self._unchecked.discard(index)  # it was learned just now
         self._unwell.pop(index, None)
         self._waits = False
@@ -215,6 +230,10 @@ class Executor:
         """Say so if all endpoints have left, and none has anything left to finish."""
         if not (self._scheduler.fleet.present or self._in_flight):
             self._emit_waits(NO_ENDPOINT, now)
+
+    def index_of(self, url: str) -> int | None:
+        """The index of an endpoint in this run."""
+        return self._of_url.get(url)
 
     # ---- messages ------------------------------
 
@@ -392,6 +411,9 @@ class Executor:
         batch, endpoint = request.batch, self._endpoints[request.batch.endpoint]
         texts = plan.wrap(self._invalid.prompts(batch.rows))
         max_tokens, rows = self._max_tokens(batch), plan.rows and not self._comes_whole(batch.endpoint, plan)
+        extra = plan.constraint(self._spec.schema)
+        if (priority := self._priority_of(endpoint)) and PRIORITY not in self._spec.params:
+            extra = {**(extra or {}), PRIORITY: priority}
         body = encode(
             plan.route,
             self._spec,
@@ -400,7 +422,7 @@ class Executor:
             stream=rows,
             wrapped=plan.wrapped,
             token_ids=self._spec.details,
-            extra=plan.constraint(self._spec.schema),
+            extra=extra,
             lists=plan.lists,
             omit=omitted,
         )

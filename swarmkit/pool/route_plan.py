@@ -13,7 +13,7 @@ from ..client.constraints import Dialect, fields_of
 from ..client.hostfile import AgentEndpoint
 from ..client.thinking import opens, without_thoughts
 from ..client.transport import Transport
-from ..client.wire import OPTIONAL, TOKEN_LIMIT
+from ..client.wire import OPTIONAL, PRIORITY, TOKEN_LIMIT
 from ..errors import EndpointError
 from ..records import Failure, FailureKind, Reply, RequestSpec, Route
 from ..schema import Schema
@@ -86,7 +86,7 @@ class RoutePlan:
         if failure.kind is not FailureKind.REJECTED:
             return False
         limit = () if self.route is Route.COMPLETIONS else (TOKEN_LIMIT,)
-        named = refused_in(failure.message, {*OPTIONAL, *limit} - omitted - fields_of_caller(spec))
+        named = refused_in(failure.message, {*OPTIONAL, PRIORITY, *limit} - omitted - fields_of_caller(spec))
         self.refused.setdefault(self.route, set()).update(named)
         return bool(named)
 
@@ -152,7 +152,7 @@ class RoutePlan:
 
 def fields_of_caller(spec: RequestSpec) -> set[str]:
     """The optional fields that the caller sets: where a server refuses these, the caller is told."""
-    own = {name for name in OPTIONAL if name in spec.params}
+    own = {name for name in (*OPTIONAL, PRIORITY) if name in spec.params}
     return own - {"cache_salt"} if str(spec.params.get("cache_salt")).startswith(OUR_SALT) else own
 
 

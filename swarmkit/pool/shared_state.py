@@ -11,6 +11,7 @@ from ..client import io_thread
 from ..client.capabilities import ServerInfo
 from ..client.http_settings import HttpSettings
 from ..client.transport import Transport
+from ..engine.sharing import Places
 from ..errors import PoolClosedError, SettingError
 from .rates import Rates
 from .watch import Watch
@@ -30,6 +31,7 @@ class SharedState:
     closed: bool = False
     infos: dict[str, ServerInfo] = field(default_factory=dict)
     watch: Watch | None = None
+    places: Places = field(default_factory=Places)
     memo: dict[Any, Any] = field(default_factory=dict)
     _transport: Transport | None = None
     _generation: int = -1
@@ -50,6 +52,7 @@ class SharedState:
                 )
             if self._transport is not None:
                 self.rates.restart()
+                self.places = Places()
             self._transport = Transport(self.http, self.rates)
             self._generation = io_thread.generation()
             # A pool that is collected, or that is left when the interpreter ends, has its connections closed.

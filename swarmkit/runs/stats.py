@@ -140,6 +140,9 @@ class RunStats:
     retries, halvings, steals, reissues : int
         Failed batches sent again; refused batches split in two; batches taken from another endpoint's queue; rows sent
         to a second endpoint because the first one took too long.
+    shared : int
+        Endpoints at which others were seen at work, by what the servers say of their queues every few seconds: other
+        processes, or other runs of this one.
     prefix_queries, prefix_hits, prefix_endpoints : int
         Tokens of prompts that vLLM servers looked up in their prefix caches during the run, and those of them that they
         found there, as the servers themselves count them: for all who ask them at the time. Servers that count so, and
@@ -210,6 +213,7 @@ class RunStats:
     prefix_queries: int = 0
     prefix_hits: int = 0
     prefix_endpoints: int = 0
+    shared: int = 0
     time_s: float = 0.0
     routes: dict[str, int] = field(default_factory=dict)
     endpoints: list[EndpointStats] = field(default_factory=list)
@@ -548,6 +552,7 @@ class RunStats:
             ("requests", f"{self.requests:,}" + (f", {shown} rows each" if shown else "")),
             ("tokens", _tokens(self.prompt_tokens, self.completion_tokens) + self._uncounted()),
             *self._prefix_caches(),
+            *([("shared", f"others used {plural(self.shared, 'endpoint')} at the same time")] if self.shared else []),
             *self._not_valid(),
             *([("cut off", f"{plural(self.cut, 'answer')} ended for want of tokens")] if self.cut else []),
             *([("prompts cut", f"{self.truncated:,}, to fit the context")] if self.truncated else []),

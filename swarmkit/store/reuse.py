@@ -53,6 +53,7 @@ async def run(
     deadline: Deadline | None = None,
     parts: Sequence[Listener] = (),
     arrivals: Arrivals | None = None,
+    priority: int = 0,
 ) -> Failure | None:
     """``pool.run`` for the rows that must be sent; the others are filled in.
 
@@ -70,6 +71,8 @@ async def run(
     arrivals : Arrivals, optional
         Where more rows come from while it goes on: they are looked up as those of ``pending`` are, with a store that is
         for several frames (``Folder.for_frames``).
+    priority : int, default 0
+        Which of the runs on a pool goes first: that with the lower number.
     """
     stats.rows += len(prompts.texts)
     stats.failed += len(prompts.errors)
@@ -105,7 +108,7 @@ async def run(
         called.append(write)  # first: a row is on its way to the disk before listeners are notified of it
     if known.reuse.duplicates or (later is not None and same):
         called.append(known.reuse)
-    how: dict[str, Any] = {"parts": [*called, *parts], "deadline": deadline, "arrivals": later}
+    how: dict[str, Any] = {"parts": [*called, *parts], "deadline": deadline, "arrivals": later, "priority": priority}
     work = pool.run(known.prompts, spec, columns, [guarded], rows, stats, **how)
     return await (work if writer is None else _with_writer(work, writer))
 

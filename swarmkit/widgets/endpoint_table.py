@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from ..client.capabilities import ServerInfo
 from ..client.hostfile import AgentEndpoint
+from ..client.server_load import Load
 from ..text import plural
 from .html import GREEN, GREY, ORANGE, RED, block, cell, dot, esc, faint
 
-__all__ = ["SIZE", "header_html", "load_of", "matching", "page_of", "row_html", "status_html", "tag_options"]
+__all__ = ["SIZE", "header_html", "matching", "page_of", "row_html", "status_html", "tag_options"]
 
 SIZE = 20
 """Rows per page."""
@@ -22,12 +22,9 @@ _GRID = (
 )
 _RIGHT = "text-align:right;font-variant-numeric:tabular-nums"
 _COLOURS = {"up": GREEN, "slow": ORANGE, "down": RED}
-_LOAD = re.compile(rb"^[\w:]*num_requests_(running|waiting)(?:\{[^\n]*\})?[ \t]+([\d.eE+]+)", re.MULTILINE)
 
 Infos = Mapping[str, ServerInfo]
 """The results of the last probe, by URL."""
-Load = tuple[int, int]
-"""Requests running and waiting."""
 
 
 def matching(endpoints: Sequence[AgentEndpoint], infos: Infos, text: str, tag: str) -> list[int]:
@@ -118,17 +115,3 @@ def status_html(
 
 def _healthiest(item: tuple[str, int]) -> int:
     return ("up", "slow", "down", "not probed").index(item[0])
-
-
-def load_of(metrics: bytes) -> Load | None:
-    """Running and waiting requests in a server's ``/metrics``; None if it does not report them.
-
-    Examples
-    --------
-    >>> load_of(b'vllm:num_requests_running{engine="0"} 3.0\\nvllm:num_requests_waiting{engine="0"} 1.0\\n')
-    (3, 1)
-    """
-    sums: dict[bytes, float] = {}
-    for name, value in _LOAD.findall(metrics):
-        sums[name] = sums.get(name, 0.0) + float(value)
-    return (int(sums.get(b"running", 0)), int(sums.get(b"waiting", 0))) if sums else None

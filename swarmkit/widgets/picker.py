@@ -16,13 +16,14 @@ from ..client import io_thread
 from ..client.capabilities import PROBE_S, ServerInfo, probe_all, require_model
 from ..client.hostfile import AgentEndpoint
 from ..client.keys import hidden
+from ..client.server_load import Load, ask_load
 from ..errors import EndpointError, SettingError
 from ..pool.capabilities import known_words
 from ..pool.connect import default_pool, new_pool, set_default_pool
 from ..pool.targets import Target, resolve
 from ..pool.vllm_pool import VLLMPool
 from ..text import plural
-from .endpoint_table import SIZE, Load, header_html, load_of, matching, page_of, row_html, status_html, tag_options
+from .endpoint_table import SIZE, header_html, matching, page_of, row_html, status_html, tag_options
 from .refresh import follow
 
 __all__ = ["EndpointPicker"]
@@ -189,8 +190,7 @@ class EndpointPicker(ipywidgets.VBox):
     async def _ask_load(self, page: Iterable[int]) -> None:
         async def one(endpoint: AgentEndpoint) -> None:
             with contextlib.suppress(EndpointError):  # many servers have no /metrics: the columns stay empty
-                metrics = await self._source._core.transport().get(endpoint, "/metrics", timeout=_LOAD_S)
-                if load := load_of(metrics):
+                if load := await ask_load(self._source._core.transport(), endpoint, _LOAD_S):
                     self._load[endpoint.url] = load
 
         await asyncio.gather(*(one(self._endpoints[i]) for i in page if self._is_up(i)))

@@ -28,8 +28,9 @@ def reset(virtual):
         server.running.clear()
         server.waiting.clear()
         server.busy = 0
-    virtual.heap = [h for h in virtual.heap if h[2] not in (virtual.done, virtual.begin)]
-    heapq.heapify(virtual.heap)
+    heap = virtual.clock.heap
+    heap[:] = [h for h in heap if h[2] not in (virtual.done, virtual.begin)]
+    heapq.heapify(heap)
     for ticket in tickets:
         virtual.at(virtual.now, virtual.fail, ticket, FailureKind.DISCONNECT)
 

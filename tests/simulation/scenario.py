@@ -11,6 +11,7 @@ from virtual import KILLS, REFUSALS, Server, Trouble, Virtual, ideal_s
 
 from swarmkit.engine.policy import REACTIONS, RetryPolicy
 from swarmkit.engine.rates import Rate
+from swarmkit.engine.sharing import Places
 from swarmkit.records import FailureKind
 
 PASSING = [k for k in REACTIONS if k not in REFUSALS]
@@ -175,6 +176,16 @@ class Scenario:
             for i in self.rolling:
                 times = sorted(rng.uniform(0, 20.0) for _ in range(rng.randint(1, 6)))
                 changes += [(time, i, (k % 2 == 0) == (i in removed)) for k, time in enumerate(times)]
+        self.beside: dict | None = None  # how an equal run on the same fleet differs; their pool's places, where shared
+        own = random.Random(f"sharing of {seed}")
+        crash = self.killers and kill.kills_engine is not None  # of engines that rows of either run bring down
+        if own.random() < 0.2 and not crash:
+            at_once = {"changes", "deadline"} & self.arguments.keys()
+            begins = 0.0 if at_once else own.choice([0.0, 0.5, 5.0])
+            first, second = own.choice([(0, 0), (0, 1), (1, 0)])
+            places = Places() if own.random() < 0.7 else None
+            self.arguments |= {"places": places, "priority": first, "looks": own.random() < 0.5}
+            self.beside = {"priority": second, "begins": begins, "seed": seed + 1}
         self.prefill_s = 0.0
         own = random.Random(f"prefixes of {seed}")
         if own.random() < 0.2:
@@ -196,8 +207,11 @@ class Scenario:
     def run(self, **more):
         """Run it and check what holds for runs of this kind; returns the Virtual."""
         virtual = Virtual(self.servers, self.rows, **{**self.arguments, **more})
-        outcome = virtual.run()
-        self.check(virtual, outcome)
+        if self.beside is not None:
+            Virtual(self.servers, self.rows, **{**self.arguments, **self.beside, **more}, beside=virtual)
+        virtual.run()
+        for each in virtual.runs:
+            self.check(each, each.outcome)
         return virtual
 
     def check(self, virtual, run):
@@ -223,9 +237,11 @@ class Scenario:
             return  # how long that takes is said by the rates, and by the search for many rows in lists
         bound, time_s = self.bound() + retry.give_up_s * (run.failure is not None or bool(busy)), run.time_s
         if not self.rate():
-            time_s -= virtual.answered_at  # what a broken endpoint answers before it fails goes on while it lasts
+            time_s -= (
+                virtual.answered_at - virtual.begins
+            )  # what a broken endpoint answers before it fails goes on while it lasts
         assert time_s <= bound, f"{time_s:.0f} s > {bound:.0f} s"
-        if "deadline" not in self.arguments:
+        if "deadline" not in self.arguments and self.beside is None:
             self.check_even(virtual, run)
 
     def bound(self):
@@ -234,7 +250,8 @@ class Scenario:
         Three times the ideal where a limit on requests is shared with endpoints that fail, and twenty times where none
         of the endpoints is sound: what their faults cost is an average there.
         """
-        work = sum(self.lengths) if self.lengths else self.rows
+        runs = 1 if self.beside is None else 2
+        work = runs * (sum(self.lengths) if self.lengths else self.rows)
         longest = max(self.lengths) if self.lengths else 1.0
         retry, timeout_s = self.arguments["retry"], self.servers[0].timeout_s
         size = self.arguments["max_size"]
@@ -259,7 +276,7 @@ class Scenario:
         polite = any(s.fault and (s.fault.queue or FailureKind.BUSY in s.fault.kinds) for s in self.servers)
         grace = 60.0 + 10 * slowest + 2 * retry.cap_s + 250.0 * polite
         times = 2 + bool(self.arguments["concurrency"]) + 18 * (not sound)
-        return times * (work / rate + self.prefill_s if rate else 0.0) + outages + hangs + killed + grace
+        return times * (work / rate + runs * self.prefill_s if rate else 0.0) + outages + hangs + killed + grace
 
     def rate(self):
         """Rows a second that the endpoints answer, at their speeds and with what their faults cost."""

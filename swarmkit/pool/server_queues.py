@@ -1,0 +1,77 @@
+"""The queues of servers, looked at every few seconds of a run, since others may use them, too."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Sequence
+
+from ..client.hostfile import AgentEndpoint
+from ..client.server_load import ask_load
+from ..client.transport import Transport
+from ..engine.endpoints import Fleet
+from ..engine.sharing import LOOK_S, Looks
+from ..errors import EndpointError
+from ..runs.stats import RunStats
+
+__all__ = ["server_queues"]
+
+_FEW = 64  # rows of a run that is all out at once
+_LIMIT_S = 1.0
+
+
+@contextlib.asynccontextmanager
+async def server_queues(
+    transport: Transport,
+    endpoints: Sequence[AgentEndpoint],
+    tells: Callable[[AgentEndpoint], bool],
+    fleet: Fleet,
+    rows: int,
+    samples: int,
+    stats: RunStats,
+) -> AsyncIterator[None]:
+    """Tell a fleet, while its run lasts, what its servers say of their queues.
+
+    Nothing that goes wrong here matters to the run.
+
+    Parameters
+    ----------
+    endpoints : sequence of AgentEndpoint
+        By the fleet's index; it may grow.
+    tells : callable
+        Whether a server may report its load. One that does not when it is asked is not asked again.
+    rows, samples : int
+        Rows to send, of which a few are reason to ask nobody; and answers a row: servers count them one by one.
+    stats : RunStats
+        Its ``shared`` is set.
+    """
+    if rows < _FEW:
+        yield
+        return
+    looks, seen = Looks(fleet, lambda index: tells(endpoints[index])), set()
+
+    async def ask(index: int) -> None:
+        try:
+            async with asyncio.timeout(_LIMIT_S):
+                found = await ask_load(transport, endpoints[index], _LIMIT_S)
+        except Exception as exc:  # noqa: BLE001 - whatever it is, a run is worth more than these figures
+            if isinstance(exc, EndpointError) and exc.failure.status is not None:
+                looks.silent(index)  # it has no such path; else it may have been too busy
+            return
+        if found is None:
+            looks.silent(index)
+        elif looks.told(index, *(-(-count // samples) for count in found)):
+            seen.add(index)
+
+    async def look() -> None:
+        while True:
+            await asyncio.sleep(LOOK_S)
+            await asyncio.gather(*map(ask, looks.due()))
+            stats.shared = max(stats.shared, len(seen))
+
+    task = asyncio.create_task(look())
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
