@@ -136,7 +136,7 @@ def test_levels_count_from_the_leaves(far):
         (lambda s: s.tree_reduce("tt", "{responses}"), sk.UnknownColumnError, "'t'"),
         (lambda s: s.tree_reduce("t", "merge"), sk.PromptError, "{responses}"),
         (lambda s: s.tree_reduce("t", "{responses}", trace=True), sk.SettingError, "trace"),
-        (lambda s: s.submit("{t}"), AttributeError, "scatter and tree_reduce"),
+        (lambda s: s.submit("{t}"), AttributeError, "scatter, embed and tree_reduce"),
     ],
 )
 def test_mistakes_are_reported_when_the_call_is_made(far, call, error, says):
