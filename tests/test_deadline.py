@@ -324,16 +324,16 @@ def test_a_deadline_holds_for_all_models_together() -> None:
     ):
         sk.scatter(frame(2).assign(m=["echo", "tuned"]), ASK, model="m", pool=pool, progress=False)  # learned by now
         found, seconds, warned = timed(
-            lambda: sk.compare_models(frame(40), ASK, ["echo", "tuned"], pool=pool, deadline=3.0, progress=False)
+            lambda: sk.compare_models(frame(120), ASK, ["echo", "tuned"], pool=pool, deadline=3.0, progress=False)
         )
     assert seconds < 3.0 + LATE_S
     right(found.frame.rename(columns={"response_echo": "response", "response_echo_error": "response_error"}))
     left = found.frame["response_tuned"].isna()
     assert found.frame["response_tuned_error"][left].str.contains("the deadline .* was reached").all()
-    assert found.summary.loc["tuned", "answered"] == 40 - left.sum() < 40
+    assert found.summary.loc["tuned", "answered"] == 120 - left.sum() < 40
     assert found.summary["failed"].tolist() == [0, 0]
     assert found.agreement.loc["echo", "tuned"] == 0 or left.all()
-    assert f"{left.sum()} of 40 rows are left" in warned[-1]
+    assert f"{left.sum()} of 120 rows are left" in warned[-1]
 
 
 # ---- the end of a job ------------------------------
