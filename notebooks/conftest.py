@@ -1,4 +1,5 @@
-"""Which tutorials plain ``pytest`` leaves to ``pytest -m slow``: those that need a minute of computing."""
+"""Which tutorials plain ``pytest`` leaves to ``pytest -m slow``: those that need a minute of computing, and what
+is not read first."""
 
 from __future__ import annotations
 
@@ -11,6 +12,11 @@ SLOW = (
     "07_gene_annotation",
     "08_plan_a_campaign",
     "09_scale_out",
+    "10_typed_answers",
+    "11_thinking_models",
+    "12_embeddings_and_duplicates",
+    "13_votes_and_uncertainty",
+    "14_pipelines",
 )
 
 

@@ -228,6 +228,7 @@ def test_a_deadline_holds_for_all_partitions(monkeypatch):
     assert not all(done[i : i + 60].any() for i in range(0, 240, 60)), "one of the partitions began after it"
 
 
+@pytest.mark.slow
 def test_a_group_of_which_a_deadline_leaves_a_part_has_no_answer(monkeypatch, tmp_path):
     """The merges of the first partition are in a store; those of the second take longer than there is time."""
     words = " ".join("abcdefghijklmnopqrstuvwxyz" * 6)

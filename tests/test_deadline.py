@@ -275,6 +275,7 @@ def test_rows_of_several_models_end_together(tmp_path: Path) -> None:
     assert "rows are left" in warned[-1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("debias", [False, True])
 def test_labels_go_on_from_their_store(debias: bool, tmp_path: Path) -> None:
     speed = {"latency_s": 0.2, "max_num_seqs": 4}

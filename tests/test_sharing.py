@@ -40,6 +40,7 @@ def two(servers: list[Endpoint], first: dict[str, Any], second: dict[str, Any], 
 # ---- other clients, in virtual time ------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("slots", "max_size", "begins"),
     [(64, 100, 0.0), (64, 100, 3.0), (256, 100, 0.0), (256, 100, 10.0), (64, 10, 3.0), (64, 10, 10.0), (32, 1, 3.0)],
@@ -161,6 +162,7 @@ def test_a_small_run_beside_a_large_one_by_priority():
         assert large.stats.failed_requests == 0
 
 
+@pytest.mark.slow
 def test_two_clients_see_each_other_in_what_the_server_says():
     with slow() as swarm, sk.connect(swarm, batch=BATCH) as one, sk.connect(swarm, batch=BATCH) as other:
         runs = [numbers(110).swarm.submit(ASK, pool=pool, progress=False) for pool in (one, other)]
