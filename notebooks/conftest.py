@@ -1,5 +1,6 @@
-"""Which tutorials plain ``pytest`` leaves to ``pytest -m slow``: those that need a minute of computing, and what
-is not read first."""
+"""Which tutorials plain ``pytest`` leaves to ``pytest -m slow``: those that need a minute of computing, and the later ones,
+so that the tests end within minutes.
+"""
 
 from __future__ import annotations
 
