@@ -395,3 +395,26 @@ def test_a_run_does_not_stand_still_while_endpoints_are_idle():
         run = Virtual(servers, 100, by_rows=seed % 2 == 0, max_size=20, seed=seed, retry=retry).run()
         assert len(run.answered) == 100, seed
         assert run.time_s < 10.0, seed
+
+
+def test_a_copy_of_a_row_has_no_smaller_budget_than_the_row():
+    """Rows near the context get few tokens, each as many as it has room for; the first answer counts."""
+    copied = []
+
+    class Watched(Virtual):
+        def send(self, batch):
+            budget = self.scheduler.budget(batch.rows)
+            for other in self.open.values():
+                if set(other.rows) & set(batch.rows):
+                    copied.append((budget, self.scheduler.budget(other.rows)))
+            return super().send(batch)
+
+    for seed in range(60):
+        rng = random.Random(seed)
+        limited = {row: rng.choice([128, 4000]) for row in range(120)}
+        servers = [Server(1.0, 40), Server(1.0, 40), Server(8.0, 40)]
+        run = Watched(servers, rows=120, max_size=10, limited=limited)
+        run.run()
+        assert len(run.outcome.answered) == 120
+    assert len(copied) > 60, "the rows of the slow endpoint are asked elsewhere"
+    assert all(copy >= first for copy, first in copied)

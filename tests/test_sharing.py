@@ -10,13 +10,14 @@ import pandas as pd
 import pytest
 from test_first_row import MODELS, QUICK, Server, lists
 from virtual import Server as Endpoint
-from virtual import Virtual
+from virtual import Trouble, Virtual
 
 import swarmkit as sk
 from swarmkit.cli.main import main
 from swarmkit.engine.endpoints import Fleet
 from swarmkit.engine.rates import Rate
 from swarmkit.engine.sharing import Looks, Places
+from swarmkit.records import FailureKind
 
 FRAME = pd.DataFrame({"q": [f"row {i}" for i in range(20)]})
 
@@ -130,6 +131,20 @@ def test_a_run_that_gives_way_does_not_give_up():
     )
     assert small.outcome.time_s > 10.0  # nothing of it is answered for far longer than give_up_s
     assert big.outcome.time_s <= 1.05 * 30
+
+
+def test_a_run_that_gives_way_where_it_had_trouble_does_not_give_up():
+    troubles = iter([Trouble(FailureKind.BUSY, 0.2, retry_after_s=2.0)])
+    servers = [Endpoint(1.0, 64, fault=lambda batch, rng: next(troubles, None))]
+    small, big = two(
+        servers,
+        {"rows": 10, "priority": 1},
+        {"rows": 64 * 30, "priority": 0, "begins": 1.0},
+        places=Places(),
+        retry=sk.RetryPolicy(give_up_s=8.0),
+    )
+    assert small.outcome.time_s > 10.0
+    assert big.outcome.time_s <= 1.05 * 31
 
 
 # ---- over sockets ------------------------------

@@ -158,7 +158,7 @@ class Virtual(VirtualRun):
             concurrency=concurrency,
             rate_of=rate_of,
             deadline=None if deadline is None else Deadline(deadline, "now"),
-            taken=(lambda index: places.taken(priority, str(index))) if places else lambda index: None,
+            taken=(lambda index: places.taken(priority, lambda: str(index))) if places else lambda index: None,
         )
         self.deadline = INF if deadline is None else deadline
         scheduler = Scheduler(

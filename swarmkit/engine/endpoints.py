@@ -581,10 +581,14 @@ class Fleet(list[Endpoint]):
 
     def allowed_at(self, index: int, now: float, tokens: int = 1) -> float:
         """When the rate of its gateway, and runs that go first, allow an endpoint a request with so many tokens."""
-        if self._places(index) <= 0:
+        if self.gives_way(index):
             return (now // _GIVES_WAY_S + 1.5) * _GIVES_WAY_S  # several wait for one moment
         rate = self.rate_of(index)
         return now if rate is None else rate.next_at(now, tokens, self[index].requests)
+
+    def gives_way(self, index: int) -> bool:
+        """Whether runs that go first leave no place at an endpoint."""
+        return self._places(index) <= 0
 
     def _places(self, index: int) -> float:
         """Rows that may be sent to an endpoint beside those of runs that go first: while these have more to send, what

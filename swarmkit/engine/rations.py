@@ -79,7 +79,7 @@ class Rations:
         """An endpoint is allowed nothing before that time, or before another request has ended."""
         if (rate := self._fleet.rate_of(index)) is not None:
             self._held.setdefault(rate, {})[index] = None
-        if self._fleet[index].well:
+        if self._fleet[index].well or self._fleet.gives_way(index):  # nobody knows how it is meanwhile
             self.held_until = max(self.held_until, until)
         self._fleet.hold(index, until)
 

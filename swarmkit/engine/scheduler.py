@@ -26,7 +26,7 @@ import itertools
 import math
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from ..records import Batch, Failure, FailureKind
@@ -83,8 +83,8 @@ class Scheduler:
         Per endpoint, the positions it starts with (``queues.home_queues``).
     size : int
         Length of the column: positions are below it.
-    limited : mapping of int to int, optional
-        Budgets of tokens of the rows with a limited budget (``Sizing.limited``).
+    limited : dict of int to int, optional
+        Budgets of tokens of the rows with a limited budget (``Sizing.limited``). Those of rows that join are added.
     hedge : bool
         Whether stragglers' rows are duplicated at the end of a run.
     expected : bool
@@ -126,7 +126,7 @@ class Scheduler:
         queues: Sequence[Iterable[int]],
         size: int,
         *,
-        limited: Mapping[int, int] | None = None,
+        limited: dict[int, int] | None = None,
         hedge: bool = True,
         expected: bool = True,
         tokens: Callable[[int], int] = lambda row: 1,
@@ -134,7 +134,7 @@ class Scheduler:
         awaited: int = 0,
     ) -> None:
         self.fleet = fleet
-        self._limited = dict(limited or {})  # grows with the rows that join
+        self._limited = {} if limited is None else limited
         self._queues = Queues(queues, self._limited, parts)
         self._left = self._queues.unsent
         self._awaited = awaited
@@ -277,6 +277,7 @@ class Scheduler:
 
     def _ticked(self) -> None:
         rested = self.fleet.rested(self._now)
+        self._wakes = {at for at in self._wakes if at > self._now}
         for broken, crashed, lives in list(self._suspects.verdicts(self._now)):
             self._judge(broken, crashed, lives)
         for row in list(self._suspects.hopeless()):

@@ -46,27 +46,34 @@ class Places:
     Examples
     --------
     >>> places = Places()
-    >>> places.taken(0, "http://node001:8000") is None  # no run goes before one of priority 0
+    >>> places.taken(0, lambda: "http://node001:8000") is None  # no run goes before one of priority 0
     True
     """
 
     def __init__(self) -> None:
         self._runs: list[_Run] = []
+        self._first = 0  # the lowest number of all
 
     def enter(self, priority: int, sharer: Sharer, index_of: Callable[[str], int | None]) -> Callable[[], None]:
         """A run begins; returns what is called when it is over. ``index_of`` gives its index of an endpoint's URL."""
         run = _Run(priority, sharer, index_of)
         self._runs.append(run)
-        return lambda: self._runs.remove(run)
+        self._first = min(self._first, priority)
 
-    def taken(self, priority: int, url: str) -> int | None:
+        def leave() -> None:
+            self._runs.remove(run)
+            self._first = min((run.priority for run in self._runs), default=0)
+
+        return leave
+
+    def taken(self, priority: int, url: Callable[[], str]) -> int | None:
         """The rows that runs which go before this priority hold at an endpoint; None if none of them has more to
         send there."""
         taken = None
-        if len(self._runs) < 2:  # as nearly always
+        if priority <= self._first:  # as nearly always
             return taken
         for run in self._runs:
-            if run.priority < priority and run.sharer.has_unsent and (index := run.index_of(url)) is not None:
+            if run.priority < priority and run.sharer.has_unsent and (index := run.index_of(url())) is not None:
                 taken = (taken or 0) + run.sharer.fleet[index].held
         return taken
 

@@ -100,12 +100,13 @@ class Stragglers:
         return self.check_at
 
     def copies(
-        self, now: float, left: int, idle: Iterable[int], limited: Collection[int]
+        self, now: float, left: int, idle: Iterable[int], limited: Mapping[int, int]
     ) -> Iterator[tuple[int, list[Late]]]:
         """The rows that idle endpoints are sent, too, a request at a time, with ``left`` rows unfinished in the run.
 
         They end clearly sooner there. What ends last goes first, to the quickest endpoints, in even parts where these
-        are alike. Rows of the ``limited`` share no request with others.
+        are alike. Rows that have another budget of tokens share no request with them: it
+        would have the smallest, and the first answer counts.
         """
         self.check_at = math.inf
         quickest = sorted(idle, key=lambda i: self._fleet[i].row_s)
@@ -124,7 +125,7 @@ class Stragglers:
                 even -= len(part)
                 yield index, part
 
-    def _part(self, late: deque[Late], size: int, index: int, soon: float, limited: Collection[int]) -> list[Late]:
+    def _part(self, late: deque[Late], size: int, index: int, soon: float, limited: Mapping[int, int]) -> list[Late]:
         """Take up to ``size`` rows that may go to an endpoint together: none that it holds, or, if it is unwell, that
         broke a connection."""
         sites: Collection[int] = () if self._fleet[index].well else self._evidence.sites
@@ -133,7 +134,7 @@ class Stragglers:
         while late and len(part) < size and late[0].ends_at > soon:
             x = late.popleft()
             fits = x.request.batch.endpoint != index and x.row not in sites
-            fits = fits and (not part or (x.row in limited) == (part[0].row in limited))
+            fits = fits and (not part or limited.get(x.row) == limited.get(part[0].row))
             (part if fits else passed).append(x)
         late.extendleft(reversed(passed))
         return part
@@ -170,7 +171,10 @@ class Stragglers:
 
     def _behind(self, soon: float, since: float) -> Iterator[Late]:
         """Rows of the endpoints that have most to do yet, if each works on its rows in order and goes on as quickly as
-        so far. What was sent after ``since`` may yet show that it works on more of them at once."""
+        so far. What was sent after ``since`` may yet show that it works on more of them at once. None while rows come:
+        then it is no sign of the end that all are sent."""
+        if self._fleet.fed:
+            return
         ends = ((e.busy_since + e.held / e.pace, i) for i, e in enumerate(self._fleet) if e.held and e.rate)
         last = heapq.nlargest(_LOOKED_AT, (end for end in ends if end[0] > soon))
         requests: dict[int, list[Request]] = {index: [] for _, index in last}

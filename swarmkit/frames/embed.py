@@ -27,6 +27,7 @@ from .typed import text_column
 __all__ = ["VectorFrame", "embed"]
 
 _SHOWN = 4  # numbers of a vector
+_OURS = {"embed_dtype", "encoding_format", "endianness", "input", "model"}  # fields that say how vectors are read
 
 
 @overload
@@ -97,6 +98,8 @@ def embed(
 
 
 def _call(given: Mapping[str, Any], dimensions: int | None) -> PreparedCall:
+    if taken := sorted(_OURS & set(given["extra_body"] or ())):
+        raise SettingError(f"{taken[0]} in extra_body is swarmkit's own: vectors are read as they are asked for here")
     call = read_options(given)
     params = {**call.spec.params} | ({} if dimensions is None else {"dimensions": dimensions})
     vectors = replace(call.spec, kind="embeddings", params=params, max_tokens=0, chat=None, delivery="auto")
@@ -127,12 +130,16 @@ class VectorFrame(ScatterFrame):
         known, values = (~missing_in(vectors), vectors.array)  # as lists they are six times as large
         for row in np.flatnonzero(known).tolist():
             try:
-                self.columns.text[row] = pack(np.asarray(values[row], np.float32).ravel().tolist())[0]
+                text, finite = pack(np.asarray(values[row], np.float32).ravel().tolist())
             except (TypeError, ValueError):
                 raise SettingError(
                     f"only_missing=True keeps the vectors of the column {self.out!r}, and {values[row]!r:.40} at row "
                     f"{self.index[row]!r} is none: embed into another column, out=..."
                 ) from None
+            if not finite:  # as ``as_array=True`` gives a missing vector
+                known[row] = False
+                continue
+            self.columns.text[row] = text
             self.prompts.errors.pop(row, None)
         self._kept = known
         self.pending = np.flatnonzero(~known).tolist()

@@ -16,8 +16,11 @@ from typing import Any, Unpack
 
 import pandas as pd
 
+from ..client import io_thread
 from ..engine.columns import UNKNOWN
 from ..errors import SettingError, StoreError
+from ..pool.connect import use_pool
+from ..pool.vllm_pool import VLLMPool
 from ..pool.watch import present
 from ..records import Failure, FailureKind, Prompts
 from ..runs.events import (
@@ -155,7 +158,7 @@ class _Part:
     async def next(self) -> list[int]:
         """The next rows to be asked; none when no more will come."""
         while True:
-            while self.awaited and not self._waiting:
+            while self.awaited > 0 and not self._waiting:
                 self._changed.clear()
                 await self._changed.wait()
             if not self._waiting:
@@ -285,18 +288,22 @@ class _Pipeline:
         return calls[0].shown(run)
 
     def _prepared(self) -> list[PreparedCall]:
-        """The calls of the steps. A pool that several of them name is made once."""
-        made: dict[int, Any] = {}
+        """The calls of the steps. A pool that several of them name is made once; the first of them closes it."""
+        pools: dict[int, tuple[VLLMPool, bool]] = {}
         calls: list[PreparedCall] = []
         try:
             for given in self._calls:
                 asked = given["pool"]
-                call = read_options({**given, "pool": made.get(id(asked), asked)})
-                if call.owned:
-                    made[id(asked)] = call.pool
+                owned = id(asked) not in pools
+                if owned:
+                    pools[id(asked)] = use_pool(asked)
+                pool, made = pools[id(asked)]
+                call = replace(read_options({**given, "pool": pool}), owned=made and owned)
                 calls.append(replace(call, store=call.store.for_frames() if call.store is not None else None))
         except BaseException:
-            _close(calls)
+            for pool, made in pools.values():
+                if made:
+                    io_thread.call(pool.close())
             raise
         return calls
 
@@ -451,8 +458,3 @@ async def _close_stores(calls: Iterable[PreparedCall]) -> None:
     for call in calls:
         if call.store is not None:
             await asyncio.to_thread(call.store.close)
-
-
-def _close(calls: Iterable[PreparedCall]) -> None:
-    for call in calls:
-        call.close()

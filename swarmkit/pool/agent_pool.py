@@ -562,7 +562,7 @@ class AgentPool:
         rates, shared = self._core.rates, self._core.places
 
         def tokens(row: int) -> int:
-            return sizing.estimate(len(prompts.texts[row] or "")) + n * (scheduler.budget((row,)) or sizing.cap)
+            return sizing.estimate(len(prompts.texts[row] or "")) + n * limited.get(row, sizing.cap)
 
         fleet = Fleet(
             len(endpoints),
@@ -576,9 +576,9 @@ class AgentPool:
             concurrency=self._limit(in_flight if self._core.watch is None else sockets()),  # more may come
             rate_of=lambda index: rates.of(endpoints[index]),
             deadline=deadline,
-            taken=lambda index: shared.taken(priority, endpoints[index].url),
+            taken=lambda index: shared.taken(priority, lambda: endpoints[index].url),
         )
-        scheduler = Scheduler(
+        return Scheduler(
             fleet,
             [queues.get(i, []) for i in range(len(endpoints))],
             len(prompts.texts),
@@ -589,7 +589,6 @@ class AgentPool:
             parts=runs.parts if runs else None,
             awaited=awaited,
         )
-        return scheduler
 
     def _status(self, endpoint: AgentEndpoint) -> str:
         info = self._core.infos.get(endpoint.url)

@@ -48,7 +48,7 @@ async def joining(
     laid_out : callable
         Gives them in the order in which they are sent, and the budgets of those with a limited one.
     """
-    if arrivals is None or not arrivals.awaited:
+    if arrivals is None:
         yield
         return
 

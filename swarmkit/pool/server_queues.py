@@ -48,15 +48,17 @@ async def server_queues(
     if rows < _FEW:
         yield
         return
-    looks, seen = Looks(fleet, lambda index: tells(endpoints[index])), set()
+    looks, seen, keys = Looks(fleet, lambda index: tells(endpoints[index])), set(), True
 
     async def ask(index: int) -> None:
+        nonlocal keys
         try:
             async with asyncio.timeout(_LIMIT_S):
                 found = await ask_load(transport, endpoints[index], _LIMIT_S)
         except Exception as exc:  # noqa: BLE001 - whatever it is, a run is worth more than these figures
             if isinstance(exc, EndpointError) and exc.failure.status is not None:
                 looks.silent(index)  # it has no such path; else it may have been too busy
+                keys = keys and not (exc.failure.of_key or exc.failure.status == 403)
             return
         if found is None:
             looks.silent(index)
@@ -64,7 +66,7 @@ async def server_queues(
             seen.add(index)
 
     async def look() -> None:
-        while True:
+        while keys:  # each refusal may ask for another key
             await asyncio.sleep(LOOK_S)
             await asyncio.gather(*map(ask, looks.due()))
             stats.shared = max(stats.shared, len(seen))

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import SettingError
-from .semantic_entropy import cosines
+from .semantic_entropy import cosines, vectors
 
 __all__ = [
     "density_matrix_from_kernel",
@@ -44,7 +44,7 @@ def kernel_matrix(embeddings: npt.ArrayLike, kernel: str = "cosine", **kwargs: A
     Raises
     ------
     SettingError
-        A kernel that is none of these.
+        A kernel that is none of these; embeddings of another shape, or that are not finite.
 
     Examples
     --------
@@ -57,7 +57,7 @@ def kernel_matrix(embeddings: npt.ArrayLike, kernel: str = "cosine", **kwargs: A
         raise TypeError(f"{unknown[0]}= is no argument of the kernel {kernel!r}")
     if kernel == "cosine":
         return cosines(embeddings)
-    rows = np.asarray(embeddings, np.float64)
+    rows = vectors(embeddings)
     gamma = kwargs.get("gamma")
     squares = (rows**2).sum(axis=1)
     distances = np.maximum(squares[:, None] + squares - 2 * rows @ rows.T, 0.0)

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import SettingError
+from ..text import plural
 
 __all__ = ["cluster_embeddings", "cluster_entropy", "cosines", "leader_clusters", "semantic_entropy"]
 
@@ -26,6 +27,25 @@ _LINKAGES: dict[str, Callable[[np.ndarray, np.ndarray, int, int], np.ndarray]] =
 }
 
 
+def vectors(embeddings: npt.ArrayLike) -> np.ndarray:
+    """Embeddings as an array of shape (n, d), all of whose numbers are finite; raises SettingError otherwise.
+
+    Examples
+    --------
+    >>> vectors([[1, 0], [0, 2]]).shape
+    (2, 2)
+    """
+    rows = np.asarray(embeddings, np.float64)
+    if rows.ndim != 2:
+        raise SettingError(f"embeddings have the shape {rows.shape}: must be (n, d), a row for each answer")
+    if (bad := np.flatnonzero(~np.isfinite(rows).all(axis=1))).size:
+        raise SettingError(
+            f"row {bad[0]} of the embeddings is not finite, as a missing vector is: leave out such answers "
+            f"({plural(bad.size, 'row')})"
+        )
+    return rows
+
+
 def cosines(embeddings: npt.ArrayLike) -> np.ndarray:
     """The cosine similarity of each two rows, -1 to 1; that of a row of zeros is 0.
 
@@ -34,9 +54,7 @@ def cosines(embeddings: npt.ArrayLike) -> np.ndarray:
     >>> cosines([[1, 0], [0, 2], [3, 4]]).round(1).tolist()
     [[1.0, 0.0, 0.6], [0.0, 1.0, 0.8], [0.6, 0.8, 1.0]]
     """
-    rows = np.asarray(embeddings, np.float64)
-    if rows.ndim != 2:
-        raise SettingError(f"embeddings have the shape {rows.shape}: must be (n, d), a row for each answer")
+    rows = vectors(embeddings)
     norms = np.linalg.norm(rows, axis=1, keepdims=True)
     units = rows / np.where(norms == 0, 1.0, norms)
     return np.clip(units @ units.T, -1.0, 1.0)
