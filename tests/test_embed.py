@@ -148,6 +148,23 @@ def test_it_survives_parquet_and_only_missing_rows_are_asked(pool: sk.VLLMPool, 
     assert array_of(found["embedding"]).tobytes() == expected(FRAME["text"]).tobytes()
 
 
+def test_rows_of_nan_are_missing(pool: sk.VLLMPool) -> None:
+    texts = pd.DataFrame({"text": ["a", "b", None]})
+    with pytest.warns(sk.SwarmWarning):
+        array = texts.swarm.embed("text", as_array=True)
+    array[1] = np.nan
+    with pytest.warns(sk.SwarmWarning):
+        found = texts.assign(embedding=list(array)).swarm.embed("text", only_missing=True)
+    assert sk.last_run().stats.answered == 1
+    assert found["embedding"].isna().tolist() == [False, False, True]
+
+
+@pytest.mark.parametrize("field", ["input", "endianness", "embed_dtype", "encoding_format"])
+def test_fields_that_say_how_vectors_are_read_are_refused(pool: sk.VLLMPool, field: str) -> None:
+    with pytest.raises(sk.SettingError, match=f"{field} in extra_body"):
+        pd.DataFrame({"text": ["a"]}).swarm.embed("text", extra_body={field: "float16"})
+
+
 def test_identical_texts_are_sent_once_and_the_counts_are_true(pool: sk.VLLMPool) -> None:
     df = pd.DataFrame({"t": ["a" * 8, "b" * 4] * 30})
     found = df.swarm.embed("t", as_array=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import math
+from collections.abc import Callable
 from itertools import combinations
 from pathlib import Path
 
@@ -173,6 +174,12 @@ def test_kernel_entropy_of_cases_known_in_closed_form() -> None:
     heat = math.exp(-0.3 * 2 * 1.5)
     assert heat_kernel([[0, 1.5], [1.5, 0]])[0, 1] == pytest.approx((1 - heat) / (1 + heat))
     assert heat_kernel(np.zeros((3, 3))).tolist() == np.eye(3).tolist()
+
+
+@pytest.mark.parametrize("measure", [semantic_entropy, kernel_language_entropy, cluster_embeddings])
+def test_a_missing_vector_is_no_certainty(measure: Callable[[object], float]) -> None:
+    with pytest.raises(SettingError, match="row 1 of the embeddings is not finite"):
+        measure([[1.0, 0.0], [np.nan, np.nan], [0.0, 1.0]])
 
 
 def test_what_no_kernel_is_is_said() -> None:

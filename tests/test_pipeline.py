@@ -76,6 +76,17 @@ def test_steps_with_their_own_pools_and_functions_as_prompts(pool: sk.VLLMPool, 
     assert found["b"].tolist() == [f"echo: echo: {gene}!" for gene in genes["gene"]]
 
 
+def test_steps_of_one_pool_have_models_of_their_own(genes: pd.DataFrame) -> None:
+    small, large = sk.local(1, engine="echo", model="small"), sk.local(1, engine="echo", model="large")
+    with small, large:
+        addresses = [*small.endpoints, *large.endpoints]
+        steps = [sk.Step("a", "gene", model="small", details=True), sk.Step("b", "gene", model="large", details=True)]
+        found = genes.swarm.pipeline(steps, pool=addresses)
+        assert set(found["a_endpoint"]) == {small.endpoints[0].name}
+        assert set(found["b_endpoint"]) == {large.endpoints[0].name}
+        assert found[["a", "b"]].notna().all(axis=None)
+
+
 @pytest.mark.parametrize("frame", [pd.DataFrame({"gene": [], "n": []}), pd.DataFrame({"gene": [None], "n": [2]})])
 def test_frames_with_nothing_to_ask(pool: sk.VLLMPool, frame: pd.DataFrame) -> None:
     with warnings.catch_warnings():
