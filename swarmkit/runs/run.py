@@ -43,6 +43,7 @@ RUN_AGAIN = "Run the same command again: with store= nothing is asked twice"
 _ASK_AGAIN = ("classify", "filter", "pipeline", "semantic_entropy")  # they may ask a row several times
 _NOUNS = {"tree_reduce": "merge", "pipeline": "answer"}  # what a run counts
 _SAME_CALL = "with store= the same call asks only the others"
+_SAME_CALL_ONLY = ("filter", "pipeline", "semantic_entropy")  # they have no only_missing=
 _ONLY_MISSING = "only_missing=True asks only these rows"
 _GRACE_S = 0.5
 """Seconds after its deadline in which a run ends by itself, once it sends."""
@@ -255,7 +256,7 @@ class Run:
         self.cancel()
         concurrent.futures.wait([self._job], io_thread.GRACE_S)
         self._join_watchers()
-        again = _SAME_CALL if self.verb == "pipeline" else "only_missing=True sends only the others"
+        again = _SAME_CALL if self.verb in _SAME_CALL_ONLY else "only_missing=True sends only the others"
         return ScatterInterrupted(
             f"interrupted: {self.stats.known:,} of {self.stats.rows:,} rows are answered. They are in "
             f"swarmkit.last_run().partial(); {again}",
@@ -300,7 +301,7 @@ class Run:
         text = causes.text("the merges" if merges else f"{rows:,} rows", self._hint)
         lines = [text] if causes.count else []
         if self.stats.deadline:
-            again = f"; on the result {_ONLY_MISSING}" if self._hint else ""
+            again = f"; on the result {_ONLY_MISSING}" if "only_missing" in self._hint else ""
             noun = _NOUNS.get(self.verb, "row" if rows == self.stats.rows else "prompt")
             lines.append(f"{self.stats.left(noun)}. {RUN_AGAIN}{again}")
         if lines and self._on_error == "raise":
