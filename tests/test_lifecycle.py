@@ -87,6 +87,7 @@ def run_cell(client, code, after_start=None):
     return "".join(printed), error
 
 
+@pytest.mark.long  # with nothing beside it: it says how long an interrupt takes
 def test_a_kernel_interrupt_stops_the_run_and_spares_the_local_endpoints(kernel):
     manager, client = kernel
     text, error = run_cell(
