@@ -661,7 +661,7 @@ class Fleet(list[Endpoint]):
         if stuck:
             alone = not e.held and e.row_s <= 1.5 * self.usual_row_s
             return size if alone else self.room(index, left, now)
-        return max(0, min(size, math.ceil(e.slots) - e.held))
+        return max(0, min(size, math.ceil(e.slots / 1.1) - e.held))
 
     def _over_s(self, left: int) -> float:
         """Seconds in which all endpoints together finish so many rows, the last of them included."""

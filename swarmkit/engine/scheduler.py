@@ -420,9 +420,11 @@ class Scheduler:
         self._last_failure = failure
         if reaction.counts and request.counts and not taken_out:
             self._evidence.count_request(failed=True, probe=request.is_probe)
-        well = e.proven and not (e.faults or stale or taken_out)  # for others: its last outcome was a success
+        # For others: it has answered some, and not just refused them, and its last outcome was no fault.
+        answers = e.proven and e.done > 0 and not (stale or taken_out)
+        well = answers and not e.faults
         # Or was when this was sent, and others failed with it: each of them may be at fault.
-        was_well = well or (e.proven and e.faults == 1 and request.sent_at < e.fault_at and not (stale or taken_out))
+        was_well = well or (answers and e.faults == 1 and request.sent_at < e.fault_at)
         # Denied by an endpoint that has answered: that may be about these rows. Not so where it is the key (keys expire
         # and no row is to blame) or a prompt that is known to be good.
         denies = failure.kind is FailureKind.DENIED and not (failure.of_key or request.is_probe)
