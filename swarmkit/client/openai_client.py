@@ -81,7 +81,7 @@ class DirectClient(httpx2.AsyncClient):
         """Build a request with the headers that are given; the transport adds those that HTTP needs."""
         body, timeout = given.get("content") or b"", {"timeout": httpx2.Timeout(given["timeout"]).as_dict()}
         stream = httpx2.ByteStream(body)
-        return httpx2.Request(method, url, headers=given["headers"], stream=stream, extensions=timeout)
+        return httpx2.Request(method, _parsed(url), headers=given["headers"], stream=stream, extensions=timeout)
 
     async def send(self, request: httpx2.Request, *, stream: bool = False, **_: Any) -> httpx2.Response:
         """Send a request; unless ``stream``, the body of the response is read."""
@@ -155,6 +155,10 @@ def _unwanted() -> list[str]:
 def _no_cookies() -> CookieJar:
     """A jar that stays empty: a gateway's cookies would bind a whole pool to one of its servers."""
     return CookieJar(DefaultCookiePolicy(allowed_domains=[]))
+
+
+# A request's URL is one of few, and to parse it takes a tenth of the time of a request.
+_parsed = functools.lru_cache(maxsize=4096)(httpx2.URL)
 
 
 @functools.lru_cache(maxsize=128)
