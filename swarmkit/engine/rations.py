@@ -5,7 +5,7 @@ from __future__ import annotations
 import bisect
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from .endpoints import Fleet
 from .rates import Rate, Ration
@@ -83,7 +83,7 @@ class Rations:
             self.held_until = max(self.held_until, until)
         self._fleet.hold(index, until)
 
-    def freed(self) -> Iterator[int]:
-        """The endpoints that were held back, and may be sent something since a request has ended."""
-        while self._freed:
-            yield self._freed.popitem()[0]
+    def freed(self) -> Iterable[int]:
+        """The endpoints that were held back, and may be sent something since a request ended, in order."""
+        freed, self._freed = self._freed, {}
+        return freed

@@ -895,7 +895,7 @@ class Scheduler:
         """
         for index in self.rations.freed():
             self._idle.pop(index, None)
-            self._fill(index)
+            self._waiting[index] = None
         while self._waiting and len(self._in_flight) < self._concurrency:
             # One that is unwell may keep its place for long, while others would answer.
             first = itertools.islice(self._waiting, _LOOKED_AT)
