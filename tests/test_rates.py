@@ -177,6 +177,17 @@ def test_the_endpoints_of_a_gateway_share_its_rate_and_its_connections() -> None
     assert rate.open == 0
 
 
+@pytest.mark.parametrize("share", ["one rate", "a rate each"])
+def test_endpoints_that_hang_do_not_take_every_turn_of_a_gateway(share: str) -> None:
+    hangs = Trouble(FailureKind.HANG, 30.0)
+    fleet = [Server(row_s=0.5, timeout_s=30.0, fault=(lambda *_: hangs) if i in (0, 7) else None) for i in range(8)]
+    rates = [Rate(connections=1), Rate(connections=1)]
+    rate_of = {"one rate": lambda index: rates[0], "a rate each": lambda index: rates[index % 2]}[share]
+    run = Virtual(fleet, 80, concurrency=1, max_size=10, rate_of=rate_of, retry=RetryPolicy(cap_s=2.0)).run()
+    assert len(run.answered) == 80
+    assert run.time_s < 8 * 0.5 * 10 + 4 * 30.0, "each of the two hangs twice at most"
+
+
 def test_a_run_that_keeps_a_low_rate_is_not_given_up() -> None:
     rate = Rate(rpm=1)
     run, _ = send_times(4, max_size=1, rate_of=lambda index: rate, retry=RetryPolicy(give_up_s=5.0))
