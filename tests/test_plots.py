@@ -275,7 +275,11 @@ def test_pyplot_is_left_alone() -> None:
     ("draw", "frame", "said"),
     [
         (plots.throughput, RUNS.drop(columns="prompts_per_s"), r"no column prompts_per_s.*compare\(\.\.\.\)\.runs"),
-        (plots.cost, RUNS.drop(columns="client_cpu_s"), r"no column client_cpu_s.*compare"),
+        (
+            lambda frame: plots.cost(frame, of="client_cpu_s"),
+            RUNS.drop(columns="client_cpu_s"),
+            r"no column client_cpu_s.*compare",
+        ),
         (plots.latency, RUNS, r"no column <out>_latency_s.*details=True"),
         (plots.timeline, RUNS, r"no column endpoint, rows, start_s.*stats\.timeline\(\)"),
         (plots.rate, RUNS, r"stats\.timeline\(\)"),
@@ -388,7 +392,7 @@ def test_latency_by_endpoint_has_a_line_each_told_apart_without_colour(
     assert len(legend(ax)) == 3
     lines = [line for line in ax.lines if line.get_linestyle() != "None"]
     assert len({(line.get_linestyle(), line.get_color()) for line in lines}) == 3
-    assert [text.split(",")[0] for text in legend(ax)] == ["127.0.0.1", "127.0.0.2", "127.0.0.3"]
+    assert [text.split(":")[0] for text in legend(ax)] == ["127.0.0.1", "127.0.0.2", "127.0.0.3"]
 
 
 def test_latency_of_many_groups_stays_readable() -> None:
@@ -501,7 +505,7 @@ def test_a_run_is_drawn_as_it_is() -> None:
     with sk.local(1, engine="echo") as swarm, sk.connect(swarm) as pool:
         df.swarm.scatter("{text}", pool=pool, details=True, progress=False)
         run = sk.last_run()
-        df.swarm.tree_reduce("text", "Merge {responses}", fanin=3, pool=pool, trace=True, progress=False, max_tokens=9)
+        df.swarm.tree_reduce("text", "{responses}", fanin=3, pool=pool, trace=True, progress=False)
         reduced = sk.last_run()
     for shown in (run.plot(), run.stats.plot()):
         assert [ax.get_ylabel() for ax in shown.axes] == ["rows per second", "endpoint"]
@@ -514,7 +518,8 @@ def test_a_run_is_drawn_as_it_is() -> None:
 
 def test_a_run_that_sent_nothing_is_drawn_as_such() -> None:
     with sk.local(1, engine="echo") as swarm, sk.connect(swarm) as pool:
-        pd.DataFrame({"t": [None, None]}).swarm.scatter("t", pool=pool, progress=False)
+        answered = pd.DataFrame({"t": ["a", "b"], "response": ["known", "known"]})
+        answered.swarm.scatter("t", pool=pool, only_missing=True, progress=False)
     (ax,) = sk.last_run().plot().axes
     assert not ax.axison
     assert "0 of 2 rows answered" in ax.get_title(loc="left")

@@ -71,8 +71,9 @@ class Comparison:
         A row per mode (and batch size): ``mode``, ``batch_size`` (maximum rows per request), ``time_s`` (median over
         the repeats, seconds), ``time_s_min``, ``time_s_max``, ``prompts_per_s``, ``tokens_per_s`` (generated;
         medians), ``requests``, ``rows_per_request`` (mean), ``completion_rate`` (share of rows answered, 0 to 1),
-        ``client_cpu_s`` (seconds of this process, median), ``speed_up`` (ratio of ``prompts_per_s`` to that of single requests, or of the first
-        row if there are none; missing if the difference is within the noise, or there are too few repeats).
+        ``client_cpu_s`` (seconds of this process, median), ``speed_up`` (ratio of ``prompts_per_s`` to that of single
+        requests, or of the first row if there are none; missing if the difference is within the noise, or there are
+        too few repeats).
     runs : pandas.DataFrame
         A row per repeat: ``mode, batch_size, repeat, time_s, prompts_per_s, tokens_per_s, requests,
         rows_per_request, answered, client_cpu_s``.

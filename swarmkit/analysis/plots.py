@@ -507,6 +507,7 @@ def timeline(run: pd.DataFrame | Run | RunStats | Simulation, ax: Axes | None = 
     bad = f": {failed.sum():,} failed" if failed.any() else ""
     title = f"{plural(len(frame), 'request')} to {plural(len(names), 'endpoint')} in {short(float(end.max()))} s{bad}"
     head(ax, title, "seconds from the start of the run", label, grid="x")
+    ax.set_ylabel(_name_lanes(ax, list(map(str, names))))  # now that title and legend have their room
     return ax
 
 
@@ -525,7 +526,7 @@ def _name_lanes(ax: Axes, names: list[str]) -> str:
     settle(ax)
     room = max(1, min(_NAMED, int(size_pt(ax)[1] / 11)))
     step = -(-len(names) // room)
-    wide = ax.figure.get_figwidth() * 72 / 4 / 5  # characters on a quarter of the figure
+    wide = size_pt(ax)[0] / 15  # characters on a third of the width
     ax.set_yticks(range(0, len(names), step), [plain(n) for n in shortened(names[::step], int(np.clip(wide, 8, 30)))])
     ax.tick_params(axis="y", labelsize=8.5)
     return "endpoint" if step == 1 else f"endpoint ({len(names):,}, one in {step} is named)"
@@ -662,7 +663,7 @@ def tree(trace: pd.DataFrame | Run, ax: Axes | None = None) -> Axes:
     wide = _room(place, level) * size_pt(ax)[0] / np.ptp(ax.get_xlim())
     for marks, rows, least, most in drawn:
         marks.set_sizes(np.clip(wide[rows], least, most) ** 2)
-        marks.set_linewidth(np.where(wide[rows] > 4, 0.5, 0.0))
+        marks.set_linewidth(np.where(wide[rows] > 4, 0.5, 0.0).tolist())
     for node in nodes.index[(level > 0) & ~failed]:
         text, room = f"{nodes['n_leaves'][node]:,}", min(wide[node], 20.5)
         if (size := min(9.0, 0.9 * room / (0.7 * len(text)))) >= 6:
