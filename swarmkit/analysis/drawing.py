@@ -17,8 +17,8 @@ from matplotlib.figure import Figure as _Figure
 
 __all__ = [
     "BLUE", "GREEN", "GREY", "INK", "LINES", "ORANGE", "PALE", "RED", "SKY", "Figure", "blank", "brief", "figure_of",
-    "head", "ink", "label_numbers", "natural", "nothing", "plain", "settle", "short", "shortened", "size_pt", "width_pt",
-    "wrapped",
+    "head", "ink", "label_numbers", "natural", "nothing", "plain", "settle", "short", "shortened", "size_pt",
+    "width_pt", "wrapped",
 ]  # fmt: skip
 
 INK, GREY, PALE = "#222222", "#8a8a8a", "#dddddd"

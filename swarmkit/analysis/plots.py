@@ -630,7 +630,7 @@ def tree(trace: pd.DataFrame | Run, ax: Axes | None = None) -> Axes:
     place = _places(nodes, level, parent)
     groups = _Groups(nodes, place, keys)
     table_fits = ax is None
-    ax = ax or blank(9, 1.9 + 0.75 * (1 + level.max()) + groups.height)[0]
+    ax = ax or blank(9, 1.4 + 0.75 * (1 + level.max()) + groups.height)[0]
     below = parent.dropna().astype(int)
     below = below[below.isin(nodes.index)]
     ends = np.array([place[below.index], level[below.index], place[below], level[below]], dtype=float)

@@ -383,10 +383,10 @@ class Simulation:
 
     def plot(self) -> Figure:
         """Plot the rows per second over the time of the run."""
-        from .drawing import figure_of
+        from .drawing import blank, figure_of
         from .plots import rate
 
-        return figure_of(rate(self))
+        return figure_of(rate(self, blank(8, 3)[0]))
 
     def __repr__(self) -> str:
         return (
