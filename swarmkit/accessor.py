@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Any, Concatenate, Generic, Literal, ParamSpec,
 
 import pandas as pd
 
+from .runs.picture import register_picture
 from .runs.progress import register_monitor
 from .text import plural
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
+    from matplotlib.figure import Figure
 
     from .analysis import compare as comparison
     from .analysis import estimate as estimation
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from .frames.options import EmbedOptions
     from .frames.prompts import PromptLike
     from .runs.run import Run
+    from .runs.stats import RunStats
 
 __all__ = ["FrameSwarm", "SeriesSwarm", "overview"]
 
@@ -46,6 +49,13 @@ def _show(run: Run) -> None:
     from .widgets import show  # slow to import, and only monitor=True needs it
 
     show(run)
+
+
+@register_picture
+def _draw(stats: RunStats) -> Figure:
+    from .analysis.plots import overview as draw  # slow to import, too
+
+    return draw(stats)
 
 
 class _Module:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import html
 import itertools
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,7 +25,7 @@ def runs(**speeds: Sequence[float]) -> pd.DataFrame:
         {
             "mode": mode, "batch_size": 1 if mode == "single" else 100, "repeat": i, "time_s": 100 / speed,
             "prompts_per_s": speed, "tokens_per_s": 4 * speed, "requests": 100 if mode == "single" else 1,
-            "answered": 100, "client_cpu_s": 0.1 * (i + 1),
+            "rows_per_request": 1.0 if mode == "single" else 100.0, "answered": 100, "client_cpu_s": 0.1 * (i + 1),
         }
         for mode, values in speeds.items()
         for i, speed in enumerate(values)
@@ -187,7 +189,7 @@ def test_texts_are_compared_only_where_there_are_some() -> None:
     texts = pd.DataFrame({"batch of 100": ["a", None, "b"], "single": ["a", "a", "c"]}, index=["x", "y", "z"])
     comparison = found([30] * 3, [10] * 3, texts)
     assert comparison.differing.index.tolist() == ["z"]
-    assert "1 of 100 texts differ" in comparison.verdict()
+    assert "1 of 100 texts differs" in comparison.verdict()
 
 
 def test_one_mode_alone_has_nothing_to_compare(pool: sk.VLLMPool) -> None:
@@ -201,13 +203,22 @@ def test_it_shows_what_it_found() -> None:
     comparison = found([30, 31, 32], [10, 10, 11], texts)
     assert repr(comparison) == f"<Comparison of 100 prompts: {comparison.verdict()}>"
     shown = comparison._repr_html_()
-    assert "31.0 prompts/s" in shown
-    assert "100 requests" in shown
-    assert "3.10x" in shown
-    assert "<b>" not in shown
+    cells = re.findall("<t[hd]>([^<]*)</t[hd]>", shown)
+    batch, single = cells.index("batch of 100"), cells.index("single")
+    assert cells[batch:single] == ["batch of 100", "31.0", "3.23 (3.12 to 3.33)", "1", "100", "0.20", "100%", "3.10"]
+    assert cells[single + 3 : single + 5] == ["100", "1"]
+    assert html.escape(comparison.verdict()) in shown
+    assert "color" not in shown, "a table is as the page is, light or dark"
+    assert "1 of 100 texts differs" in shown
+    assert "1 request of 100 rows" in str(comparison)
+    assert "3.10 times the throughput" in str(comparison)
 
 
 def test_it_draws_itself() -> None:
-    figure = found([30, 31, 32], [10, 10, 11]).plot()
-    assert figure.get_suptitle() == "100 prompts, 3 repeats"
-    assert [ax.get_title(loc="left") for ax in figure.axes] == ["Throughput", "Cost"]
+    comparison = found([30, 31, 32], [10, 10, 11])
+    figure = comparison.plot()
+    said = " ".join(figure.get_suptitle().split())
+    assert said == "batch of 100: 3.10 times the throughput of single (100 prompts, 3 repeats)"
+    assert [ax.get_xlabel() for ax in figure.axes] == ["prompts per second", "requests", "client CPU, seconds"]
+    assert len(sk.plots.comparison(comparison, width=5).axes) == 3
+    assert sk.plots.throughput(comparison).get_title(loc="left").startswith("batch of 100: 3.10 times")

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from itertools import combinations
 from typing import Any
 
 import matplotlib as mpl
@@ -14,17 +15,19 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis, Tick
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection, PathCollection, PolyCollection
 from matplotlib.colors import same_color
-from matplotlib.container import BarContainer
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 import swarmkit as sk
 from swarmkit.analysis import plots
 
 pytestmark = pytest.mark.slow
 
+LONG = "https://a-gateway-with-a-very-long-name.example.org:8443/tenant-{}/v1"
 RUNS = pd.DataFrame(
     {
         "mode": ["batch"] * 6 + ["single"] * 3,
@@ -64,6 +67,46 @@ def marks(ax: Axes) -> dict[str, np.ndarray]:
         for c in ax.collections
         if isinstance(c, PathCollection)
     }
+
+
+def waits(rows: int) -> pd.DataFrame:
+    """Rows with their latencies, at endpoints with long names."""
+    rng = np.random.default_rng(0)
+    nodes = [LONG.format(i) for i in rng.integers(0, 5, rows)]
+    return pd.DataFrame({"x_latency_s": rng.gamma(3, 0.4, rows), "node": nodes})
+
+
+def labels(rows: int) -> pd.DataFrame:
+    rng = np.random.default_rng(0)
+    label, truth = rng.choice(["a", "b"], (2, rows))
+    return pd.DataFrame({"label": label, "label_p": rng.beta(5, 2, rows), "truth": truth})
+
+
+def many_requests(count: int, endpoints: int, failing: float) -> pd.DataFrame:
+    rng = np.random.default_rng(0)
+    start = np.sort(rng.uniform(0, 600, count))
+    kinds = rng.choice(["server", "timeout", "cannot connect", "connection lost"], count)
+    return pd.DataFrame(
+        {
+            "endpoint": [LONG.format(i) for i in rng.integers(0, endpoints, count)],
+            "rows": rng.integers(1, 100, count), "start_s": start, "end_s": start + rng.gamma(4, 5, count),
+            "failure": np.where(rng.random(count) < failing, kinds, None),
+        }
+    )  # fmt: skip
+
+
+def groups(count: int, name: str) -> pd.DataFrame:
+    """The trace of groups of four leaves, fan-in 3; the third group has failed."""
+    nodes = []
+    for group in range(count):
+        at = 7 * group
+        parents = [at + 4, at + 4, at + 4, at + 5, at + 6, at + 6, None]
+        for i, (parent, leaves) in enumerate(zip(parents, [1, 1, 1, 1, 3, 1, 4], strict=True)):
+            bad = "server" if group == 2 and parent is None else None
+            level = 0 if i < 4 else 1 if i < 6 else 2
+            nodes.append((name.format(group), at + i, parent, level, group, leaves, None if bad else "text", bad))
+    columns = ["name", "node", "parent", "level", "group", "n_leaves", "response", "error"]
+    return pd.DataFrame(nodes, columns=columns).astype({"parent": "Int64"})
 
 
 @pytest.fixture(scope="module")
@@ -110,9 +153,8 @@ def test_each_has_a_title_and_labels_and_shows_itself(
         before = frame.copy()
         ax = draw(frame)
         assert ax.get_title(loc="left")
-        assert ax.get_ylabel()
-        assert ax.get_xlabel() or ax.get_xticklabels()[0].get_text()
-        assert legend(ax), draw
+        assert ax.get_ylabel() or ax.get_yticklabels()[0].get_text()
+        assert ax.get_xlabel()
         image = mpl.image.imread(io.BytesIO(ax.figure._repr_png_()))
         assert image.shape[0] > 200
         assert (image[..., 3] == 1).all()  # opaque: it is read on a dark page, too
@@ -129,8 +171,8 @@ def test_each_draws_on_the_axes_it_is_given(
         ax.yaxis.label.set_color("yellow")
         assert draw(frame, ax=ax) is ax
         assert ax.title.get_text() == ""
-        (text, *_) = ax.get_legend().get_texts()
-        assert same_color(text.get_color(), "yellow")  # as on the user's own figure
+        texts = [ax._left_title, *(ax.get_legend().get_texts() if ax.get_legend() else [])]  # type: ignore[attr-defined]
+        assert all(same_color(text.get_color(), "yellow") for text in texts)  # as on the user's own figure
 
 
 def test_texts_stay_dark_on_white_under_a_dark_style(answered: tuple[pd.DataFrame, pd.DataFrame]) -> None:
@@ -143,15 +185,77 @@ def test_texts_stay_dark_on_white_under_a_dark_style(answered: tuple[pd.DataFram
     assert left.min() < 0.5
 
 
-def test_texts_do_not_run_into_each_other() -> None:
-    figure = plots.comparison(RUNS, "256 prompts, 3 repeats")
+WIDTHS = {"wide": None, "narrow": (4.6, 3.8)}
+PICTURES: dict[str, tuple[Any, Any]] = {
+    "throughput": (plots.throughput, RUNS.assign(rows_per_request=7.4)),
+    "cost": (plots.cost, RUNS),
+    "latency": (plots.latency, waits(100)),
+    "latency of one row": (plots.latency, waits(1)),
+    "latency where none was answered": (plots.latency, waits(3).assign(x_latency_s=None)),
+    "latency by long names": (lambda frame, ax: plots.latency(frame, ax=ax, by="node"), waits(100)),
+    "calibration": (lambda frame, ax: plots.calibration(frame, "truth", ax=ax), labels(10_000)),
+    "calibration of one row": (lambda frame, ax: plots.calibration(frame, "truth", ax=ax), labels(1)),
+    "calibration, many bins": (lambda frame, ax: plots.calibration(frame, "truth", ax=ax, bins=50), labels(10_000)),
+    "timeline": (plots.timeline, many_requests(10_000, 400, 0.02)),
+    "timeline of one request": (plots.timeline, many_requests(1, 1, 0)),
+    "timeline, all failed": (plots.timeline, many_requests(40, 12, 1)),
+    "timeline without requests": (plots.timeline, many_requests(0, 1, 0)),
+    "rate": (plots.rate, many_requests(10_000, 40, 0.02)),
+    "rate, all failed": (plots.rate, many_requests(40, 12, 1)),
+    "rate without requests": (plots.rate, many_requests(0, 1, 0)),
+    "tree of 10 groups": (plots.tree, groups(10, "Escherichia coli K-12 substrain MG{} of a long $name")),
+    "tree of 50 groups": (plots.tree, groups(50, "organism {}")),
+    "tree of 200 groups": (plots.tree, groups(200, "Escherichia coli K-12 substrain MG{} of a long $name")),
+    "tree, all failed": (plots.tree, groups(2, "{}").assign(response=None, error="server")),
+    "tree without answers": (plots.tree, groups(2, "{}").assign(response=None)),
+}
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("name", PICTURES)
+def test_texts_do_not_run_into_each_other(name: str, width: str) -> None:
+    draw, frame = PICTURES[name]
+    own = WIDTHS[width] and plots.Figure(figsize=WIDTHS[width], layout="constrained").add_subplot()
+    assert_readable(draw(frame, ax=own).figure)
+
+
+@pytest.mark.parametrize("width", [11, 5.5])
+def test_texts_of_panels_do_not_run_into_each_other(width: float) -> None:
+    assert_readable(plots.comparison(RUNS.assign(rows_per_request=7.4), width=width))
+    stats = sk.RunStats(rows=3, answered=3)
+    assert_readable(plots.overview(stats, width=width))
+
+
+def assert_readable(figure: Any) -> None:
+    """No two texts overlap, and none is outside."""
     renderer = FigureCanvasAgg(figure).get_renderer()
     figure.draw(renderer)
-    for ax in figure.axes:
-        texts = [t for t in ax.texts if t.get_text()] + [ax._left_title, *ax.get_legend().get_texts()]  # type: ignore[attr-defined]
-        spans = [t.get_window_extent(renderer) for t in texts]
-        clashes = [(a, b) for i, a in enumerate(spans) for b in spans[:i] if a.overlaps(b)]
-        assert not clashes
+    shown = [(t.get_text(), t.get_window_extent(renderer)) for t in texts_of(figure)]
+    width, height = figure.bbox.width, figure.bbox.height
+    outside = [t for t, b in shown if b.x0 < -1 or b.y0 < -1 or b.x1 > width + 1 or b.y1 > height + 1]
+    assert not outside
+    clashes = [
+        (t, u)
+        for (t, a), (u, b) in combinations(shown, 2)
+        if min(a.x1, b.x1) - max(a.x0, b.x0) > 1 and min(a.y1, b.y1) - max(a.y0, b.y0) > 1
+    ]
+    assert shown
+    assert not clashes
+
+
+def texts_of(artist: Any) -> Iterator[Text]:
+    """The texts that are seen."""
+    if not artist.get_visible():
+        return
+    if isinstance(artist, Text):
+        if artist.get_text().strip():
+            yield artist
+        return
+    hidden = (artist.xaxis, artist.yaxis) if isinstance(artist, Axes) and not artist.axison else ()
+    low, high = sorted(artist.get_view_interval()) if isinstance(artist, Axis) else (0, 0)
+    for child in artist.get_children():
+        if child not in hidden and not (isinstance(child, Tick) and not low <= child.get_loc() <= high):
+            yield from texts_of(child)
 
 
 def test_pyplot_is_left_alone() -> None:
@@ -171,15 +275,20 @@ def test_pyplot_is_left_alone() -> None:
     ("draw", "frame", "said"),
     [
         (plots.throughput, RUNS.drop(columns="prompts_per_s"), r"no column prompts_per_s.*compare\(\.\.\.\)\.runs"),
-        (plots.cost, RUNS.drop(columns="client_cpu_s"), r"no column client_cpu_s.*compare"),
+        (
+            lambda frame: plots.cost(frame, of="client_cpu_s"),
+            RUNS.drop(columns="client_cpu_s"),
+            r"no column client_cpu_s.*compare",
+        ),
         (plots.latency, RUNS, r"no column <out>_latency_s.*details=True"),
         (plots.timeline, RUNS, r"no column endpoint, rows, start_s.*stats\.timeline\(\)"),
         (plots.rate, RUNS, r"stats\.timeline\(\)"),
         (plots.tree, RUNS, r"no column node, parent.*trace=True"),
         (lambda frame: plots.calibration(frame, "truth"), RUNS, r"no column label, label_p, truth.*classify\("),
-        (plots.timeline, sk.RunStats(), r"not RunStats: use .*timeline\(\)"),
-        (plots.timeline, requests(), "no rows"),
-        (plots.latency, pd.DataFrame({"a_latency_s": [None, None]}), "none was answered"),
+        (plots.timeline, 7, r"not int: use .*timeline\(\)"),
+        (plots.latency, sk.RunStats(), r"not RunStats: use .*details=True"),
+        (plots.overview, RUNS, r"needs a run, not DataFrame: use sk.last_run\(\)"),
+        (plots.throughput, RUNS.head(0), "no rows"),
         (plots.latency, pd.DataFrame({"a_latency_s": [1.0], "b_latency_s": [1.0]}), "a_latency_s, b_latency_s"),
     ],
 )
@@ -199,7 +308,7 @@ def test_a_bar_of_a_calibration_is_the_share_that_is_right_and_its_number_the_ro
     assert [bar.get_height() for bar in ax.patches] == [0.5, 0.75]
     assert [bar.get_x() + bar.get_width() / 2 for bar in ax.patches] == pytest.approx([0.55, 0.95])
     assert [text.get_text() for text in ax.texts] == ["2", "4"]
-    assert legend(ax) == ["6 rows: 67% are right, sure by 84%"]
+    assert ax.get_title(loc="left") == "6 rows: 67% are right, sure by 84%"
     marks = next(line for line in ax.lines if line.get_marker() == "D")
     assert np.array(marks.get_ydata(), float) == pytest.approx([0.565, 0.9775])
     with pytest.raises(sk.SettingError, match="truth= has 1 value, and the frame 8 rows"):
@@ -213,33 +322,50 @@ def test_a_bar_of_a_calibration_is_the_share_that_is_right_and_its_number_the_ro
 
 def test_a_bar_is_the_median_and_its_whisker_the_range() -> None:
     ax = plots.throughput(RUNS)
-    assert [bar.get_height() for bar in ax.patches] == [1000, 450, 90]
-    assert [t.get_text() for t in ax.get_xticklabels()] == ["batch\nof 100", "batch\nof 10", "single"]
+    assert [bar.get_width() for bar in ax.patches] == [1000, 450, 90]
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["batch of 100", "batch of 10", "single"]
+    assert ax.yaxis_inverted()  # the first is on top
     assert [t.get_text() for t in ax.texts] == ["1,000", "450", "90"]
-    assert ax.get_ylabel() == "prompts per second"
-    whiskers = [c.get_segments()[0][:, 1].tolist() for c in ax.collections if isinstance(c, LineCollection)]
+    assert ax.get_xlabel() == "prompts per second"
+    whiskers = [c.get_segments()[0][:, 0].tolist() for c in ax.collections if isinstance(c, LineCollection)]
     assert whiskers == [[900, 1300], [400, 500], [80, 100]]
-    dots = [sorted(line.get_ydata()) for line in ax.lines if line.get_marker() == "o"]
+    dots = [sorted(line.get_xdata()) for line in ax.lines if line.get_marker() == "o"]
     assert dots == [[900, 1000, 1300], [400, 450, 500], [80, 90, 100]]
     assert sorted(legend(ax)) == ["median", "range", "repeats"]
     assert ax.patches[0].get_hatch() != ax.patches[2].get_hatch()
-    assert ax.get_ylim()[0] == 0
+    assert ax.get_xlim()[0] == 0
+
+
+def test_the_title_is_the_verdict() -> None:
+    said = " ".join(plots.throughput(RUNS).get_title(loc="left").split())
+    assert said.startswith("batch of 100: 11.11 times the throughput of single; batch of 10: 5.00 times")
+    few = " ".join(plots.throughput(RUNS[RUNS["repeat"] < 2]).get_title(loc="left").split())
+    assert "too few repeats to compare it with single" in few
+
+
+def test_batches_that_were_smaller_than_they_may_be_say_so() -> None:
+    real = np.where(RUNS["batch_size"] == 100, 85.3, RUNS["batch_size"])
+    names = [t.get_text() for t in plots.throughput(RUNS.assign(rows_per_request=real)).get_yticklabels()]
+    assert names == ["batch of 100\n(85 rows a request)", "batch of 10", "single"]
 
 
 def test_one_repeat_has_no_spread() -> None:
     ax = plots.throughput(RUNS[RUNS["repeat"] == 0])
-    assert [bar.get_height() for bar in ax.patches] == [900, 500, 90]
+    assert [bar.get_width() for bar in ax.patches] == [900, 500, 90]
     assert not ax.lines
     assert not ax.collections
 
 
-def test_cost_shows_requests_and_cpu_with_their_numbers() -> None:
-    ax = plots.cost(RUNS)
-    requests, cpu = (c for c in ax.containers if isinstance(c, BarContainer))
-    assert [bar.get_height() for bar in requests] == pytest.approx([100 * n / 256 for n in (3, 26, 256)])
-    assert [bar.get_height() for bar in cpu] == pytest.approx([6, 20, 100])
-    assert [t.get_text() for t in ax.texts] == ["3", "26", "256", "0.03 s", "0.1 s", "0.5 s"]
-    assert legend(ax) == ["requests", "client CPU, seconds"]
+def test_each_cost_has_a_panel_and_a_unit_of_its_own() -> None:
+    _, requests, cpu = plots.comparison(RUNS).axes
+    assert [bar.get_width() for bar in requests.patches] == [3, 26, 256]
+    assert [bar.get_width() for bar in cpu.patches] == [0.03, 0.1, 0.5]
+    assert [t.get_text() for t in requests.texts] == ["3", "26", "256"]
+    assert [t.get_text() for t in cpu.texts] == ["0.03 s", "0.1 s", "0.5 s"]
+    assert [ax.get_xlabel() for ax in (requests, cpu)] == ["requests", "client CPU, seconds"]
+    assert plots.cost(RUNS).get_title(loc="left").startswith("requests: 3 (batch of 100), 26 (batch of 10)")
+    with pytest.raises(sk.SettingError, match="of='time': must be 'requests' or 'client_cpu_s'"):
+        plots.cost(RUNS, of="time")  # type: ignore[arg-type] # what is tested
 
 
 # ---- single runs ------------------------------
@@ -254,7 +380,8 @@ def test_latency_marks_the_median_and_the_95th_percentile(answered: tuple[pd.Dat
     assert curve.get_ydata()[-1] == 1
     assert list(diamonds.get_ydata()) == [0.5, 0.95]
     assert list(diamonds.get_xdata()) == [times[29], times[56]]
-    assert legend(ax)[0].startswith("60 rows: half in ")
+    assert ax.get_title(loc="left").startswith("60 rows: half in ")
+    assert [text.get_text().split(":")[0] for text in ax.texts] == ["half", "95%"]
     assert "seconds" in ax.get_xlabel()
 
 
@@ -270,7 +397,8 @@ def test_latency_by_endpoint_has_a_line_each_told_apart_without_colour(
 
 def test_latency_of_many_groups_stays_readable() -> None:
     ax = plots.latency(pd.DataFrame({"x_latency_s": np.linspace(1, 2, 60), "node": list(range(20)) * 3}), by="node")
-    assert legend(ax) == ["each node (20)", "all, 60 rows: half in 1.5 s, 95% in 1.9 s"]
+    assert legend(ax) == ["each node (20)", "all rows"]
+    assert ax.get_title(loc="left") == "60 rows: half in 1.5 s, 95% in 1.9 s"
 
 
 def test_a_long_tail_of_latencies_gets_a_log_scale() -> None:
@@ -293,7 +421,8 @@ def test_a_timeline_has_a_lane_per_endpoint_and_a_bar_per_request(answered: tupl
 def test_failed_requests_are_hatched_crossed_and_counted(answered: tuple[pd.DataFrame, pd.DataFrame]) -> None:
     frame = requests(("a", 0, 2, None), ("b", 0, 1, "server"), ("b", 1, 2, "server"), ("a", 2, 3, "dropped"))
     ax = plots.timeline(frame)
-    assert legend(ax) == ["answered (1)", "dropped at the end (1)", "failed (2 server)"]
+    assert legend(ax) == ["answered (1, 10 rows)", "dropped at the end (1)", "failed (2 server)"]
+    assert ax.get_title(loc="left") == "4 requests to 2 endpoints in 3 s: 2 failed"
     drawn = bars(ax)
     assert drawn["failed"].get_hatch()
     assert not drawn["answered"].get_hatch()
@@ -348,20 +477,53 @@ def test_lanes_are_in_the_order_of_their_names_numbers_counted() -> None:
 
 def test_rate_is_rows_over_time() -> None:
     ax = plots.rate(requests(("a", 0, 1, None), ("b", 0, 2, None), ("a", 1, 2, "server")))
-    steps = ax.patches[0].get_data()
-    assert steps.values.max() == pytest.approx(15)
-    assert (steps.values * np.diff(steps.edges)).sum() == pytest.approx(20)
-    assert legend(ax) == ["rows answered", "mean: 10 rows/s", "failed requests (1)"]
+    assert ax.lines[0].get_ydata().max() == pytest.approx(15)
+    assert rows_drawn(ax) == pytest.approx(20)
+    assert ax.get_title(loc="left") == "20 rows answered in 2 s: 10 a second"
+    assert legend(ax)[1:] == ["mean", "failed requests (1)"]
     assert ax.get_ylabel() == "rows per second"
 
 
+def rows_drawn(ax: Axes) -> float:
+    """The area below a curve."""
+    x, y = (np.asarray(values, float) for values in ax.lines[0].get_data())
+    return float((np.diff(x) * (y[1:] + y[:-1]) / 2).sum())
+
+
 def test_rate_of_requests_that_took_no_time(answered: tuple[pd.DataFrame, pd.DataFrame]) -> None:
+    at_once = plots.rate(requests(("a", 0, 0, None), ("a", 5, 5, None), ("b", 5, 5, None)))
+    assert rows_drawn(at_once) == pytest.approx(30)
+    assert at_once.get_title(loc="left").endswith("20 of them at once")
     plots.rate(requests(("a", 0, 0, None))).figure._repr_png_()
     plots.timeline(requests(("a", 0, 0, None))).figure._repr_png_()
     frame = answered[1]
-    steps = plots.rate(frame).patches[0].get_data()
-    good = frame[frame["failure"].isna()]
-    assert (steps.values * np.diff(steps.edges)).sum() == pytest.approx(good["rows"].sum())
+    assert rows_drawn(plots.rate(frame)) == pytest.approx(frame.loc[frame["failure"].isna(), "rows"].sum())
+
+
+def test_a_run_is_drawn_as_it_is() -> None:
+    df = pd.DataFrame({"text": [f"leaf {i}" for i in range(6)], "truth": ["yes"] * 6})
+    with sk.local(1, engine="echo") as swarm, sk.connect(swarm) as pool:
+        df.swarm.scatter("{text}", pool=pool, details=True, progress=False)
+        run = sk.last_run()
+        df.swarm.tree_reduce("text", "{responses}", fanin=3, pool=pool, trace=True, progress=False)
+        reduced = sk.last_run()
+    for shown in (run.plot(), run.stats.plot()):
+        assert [ax.get_ylabel() for ax in shown.axes] == ["rows per second", "endpoint"]
+        assert "6 of 6 rows answered" in " ".join(shown.get_suptitle().split())
+        assert rows_drawn(shown.axes[0]) == pytest.approx(6)
+    assert plots.latency(run).get_title(loc="left").startswith("6 rows: half in")
+    assert plots.timeline(run).get_title(loc="left") == plots.timeline(run.stats).get_title(loc="left")
+    assert plots.tree(reduced).get_title(loc="left") == "6 of 6 leaves are in 1 result"
+
+
+def test_a_run_that_sent_nothing_is_drawn_as_such() -> None:
+    with sk.local(1, engine="echo") as swarm, sk.connect(swarm) as pool:
+        answered = pd.DataFrame({"t": ["a", "b"], "response": ["known", "known"]})
+        answered.swarm.scatter("t", pool=pool, only_missing=True, progress=False)
+    (ax,) = sk.last_run().plot().axes
+    assert not ax.axison
+    assert "0 of 2 rows answered" in ax.get_title(loc="left")
+    assert plots.timeline(sk.last_run()).get_title(loc="left") == "no request was sent"
 
 
 # ---- trees ------------------------------
@@ -395,10 +557,29 @@ def test_groups_stand_apart_under_their_names(traces: dict[str, pd.DataFrame]) -
     ax = plots.tree(traces["grouped"])
     assert [t.get_text() for t in ax.get_xticklabels()] == ["a", r"b\$"]  # no formula
     assert ax.get_xlabel() == "40 leaves, 2 groups"
+    assert "are in 2 results" in ax.get_title(loc="left")
     leaves = np.sort(marks(ax)["leaf"][:, 0])
     assert np.diff(leaves).argmax() == 19
     assert np.diff(leaves).max() > 1
     assert len(marks(ax)["result"]) == 2
+
+
+def test_the_names_of_many_groups_are_turned_or_stand_in_a_table() -> None:
+    turned = plots.tree(groups(50, "organism {}")).get_xticklabels()
+    assert [t.get_text() for t in turned] == [f"organism {i}" for i in range(50)]
+    assert {t.get_rotation() for t in turned} == {90}
+    table = plots.tree(groups(200, "organism {}"))
+    assert not table.get_xticklabels()
+    assert "3 organism 2 ✗" in table.get_xlabel()
+    assert table.get_xlabel().endswith("and 50 more groups")
+    few = plots.tree(groups(50, "organism {}"), ax=plots.Figure(figsize=(4, 3)).add_subplot())
+    assert "50 groups, one in " in few.get_xlabel()
+
+
+def test_long_names_of_groups_still_differ() -> None:
+    names = [t.get_text() for t in plots.tree(groups(10, "Escherichia coli K-12 substrain MG{} x")).get_xticklabels()]
+    assert len(set(names)) == 10
+    assert all(f"MG{i}" in name for i, name in enumerate(names))
 
 
 def test_a_tree_of_500_leaves_keeps_its_nodes_apart() -> None:

@@ -3,6 +3,7 @@
 import random
 from dataclasses import replace
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -154,3 +155,16 @@ def test_a_plan_shows_itself():
     plan = sk.simulate([sk.EndpointModel(slots=4)] * 2, sk.Workload(100, 20.0))
     assert plan.plot()._repr_png_().startswith(b"\x89PNG")
     assert "100 of 100 rows on 2 endpoints" in repr(plan)
+    assert "where no schedule takes less than" in repr(plan)
+    shown = plan._repr_html_()
+    assert "100 of 100 answered" in shown
+    assert "to 2 endpoints" in shown
+    assert "color" not in shown
+
+
+def test_rows_that_finish_at_the_same_instant_are_drawn():
+    plan = sk.simulate([sk.EndpointModel(slots=64)] * 10, sk.Workload(300, tokens=50.0))
+    (ax,) = plan.plot().axes
+    assert "300 of them at once" in ax.get_title(loc="left")
+    x, y = ax.lines[0].get_data()
+    assert (np.diff(x) * (y[1:] + y[:-1]) / 2).sum() == pytest.approx(300)

@@ -35,7 +35,7 @@ from ..pool.vllm_pool import VLLMPool, check_one_of
 from ..records import Prompts, RequestSpec
 from ..runs.events import Listener
 from ..runs.stats import RunStats
-from ..text import plural, table_html
+from ..text import plural
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -59,7 +59,7 @@ class _Variant:
 
     @property
     def name(self) -> str:
-        return _name(self.mode, self.batch_size)
+        return mode_name(self.mode, self.batch_size)
 
 
 class Comparison:
@@ -70,12 +70,13 @@ class Comparison:
     frame : pandas.DataFrame
         A row per mode (and batch size): ``mode``, ``batch_size`` (maximum rows per request), ``time_s`` (median over
         the repeats, seconds), ``time_s_min``, ``time_s_max``, ``prompts_per_s``, ``tokens_per_s`` (generated;
-        medians), ``requests``, ``completion_rate`` (share of rows answered, 0 to 1), ``client_cpu_s`` (seconds of
-        this process, median), ``speed_up`` (ratio of ``prompts_per_s`` to that of single requests, or of the first
-        row if there are none; missing if the difference is within the noise, or there are too few repeats).
+        medians), ``requests``, ``rows_per_request`` (mean), ``completion_rate`` (share of rows answered, 0 to 1),
+        ``client_cpu_s`` (seconds of this process, median), ``speed_up`` (ratio of ``prompts_per_s`` to that of single
+        requests, or of the first row if there are none; missing if the difference is within the noise, or there are
+        too few repeats).
     runs : pandas.DataFrame
-        A row per repeat: ``mode, batch_size, repeat, time_s, prompts_per_s, tokens_per_s, requests, answered,
-        client_cpu_s``.
+        A row per repeat: ``mode, batch_size, repeat, time_s, prompts_per_s, tokens_per_s, requests,
+        rows_per_request, answered, client_cpu_s``.
     differing : pandas.DataFrame
         The sampled rows whose texts differ between the modes that answered them (first repeat of each), with a
         column per mode.
@@ -90,32 +91,19 @@ class Comparison:
 
     def verdict(self) -> str:
         """The result in a sentence or two."""
-        rows = self.frame.to_dict("records")
-        base = next((r for r in rows if r["mode"] == "single"), rows[0])
-        against = _name(base["mode"], base["batch_size"])
-        few = self.runs.groupby(["mode", "batch_size"]).size().min() < _FEWEST_REPEATS
-        unknown = (
-            f"too few repeats to compare it with {against}" if few else f"no difference to {against} beyond the noise"
-        )
-        said = []
-        for row in rows:
-            name, gain = _name(row["mode"], row["batch_size"]), row["speed_up"]
-            if name != against:
-                known = f"{gain:.2f} times the throughput of {against}"
-                said.append(f"{name}: {unknown if pd.isna(gain) else known}")
+        said = [verdict(self.runs)]
         if len(self.differing):
-            said.append(
-                f"{len(self.differing)} of {plural(self.sample, 'text')} differ between the modes (see .differing)"
-            )
-        return "; ".join(said) or "only one mode: nothing to compare"
+            count, texts = len(self.differing), plural(self.sample, "text")
+            verb = "differs" if count == 1 else "differ"
+            said.append(f"{count:,} of {texts} {verb} between the modes (see .differing)")
+        return "; ".join(said)
 
     def plot(self) -> Figure:
         """Plot the throughput with the spread of the repeats, and the cost: requests and client CPU."""
         from . import plots
 
-        return plots.comparison(
-            self.runs, title=f"{plural(self.sample, 'prompt')}, {plural(self.runs['repeat'].nunique(), 'repeat')}"
-        )
+        repeats = plural(self.runs["repeat"].nunique(), "repeat")
+        return plots.comparison(self.runs, f"{verdict(self.runs)} ({plural(self.sample, 'prompt')}, {repeats})")
 
     def __repr__(self) -> str:
         return f"<Comparison of {plural(self.sample, 'prompt')}: {self.verdict()}>"
@@ -124,10 +112,22 @@ class Comparison:
         return "\n".join([*(f"{name}: {line}" for name, line in self._lines()), self.verdict()])
 
     def _repr_html_(self) -> str:
-        return table_html(self._lines()) + f"<p>{html.escape(self.verdict())}</p>"
+        rows = self.frame.to_dict("records")
+        columns = {
+            "prompts/s": [f"{r['prompts_per_s']:,.1f}" for r in rows],
+            "seconds": [f"{r['time_s']:.2f} ({r['time_s_min']:.2f} to {r['time_s_max']:.2f})" for r in rows],
+            "requests": [f"{r['requests']:,}" for r in rows],
+            "rows a request": [f"{r['rows_per_request']:,.0f}" for r in rows],
+            "client CPU, s": [f"{r['client_cpu_s']:.2f}" for r in rows],
+            "answered": [f"{r['completion_rate']:.0%}" for r in rows],
+            "speed-up": ["" if pd.isna(r["speed_up"]) else f"{r['speed_up']:.2f}" for r in rows],
+        }
+        names = [mode_name(r["mode"], r["batch_size"]) for r in rows]
+        table = pd.DataFrame(columns, index=names).to_html(border=0)
+        return f"{table}<p>{html.escape(self.verdict())}</p>"
 
     def _lines(self) -> list[tuple[str, str]]:
-        return [(_name(r["mode"], r["batch_size"]), _line(r)) for r in self.frame.to_dict("records")]
+        return [(mode_name(r["mode"], r["batch_size"]), _line(r)) for r in self.frame.to_dict("records")]
 
 
 @takes(CompareOptions)
@@ -240,6 +240,7 @@ def _run(
     cpu = time.process_time() - cpu
     if failure is not None:
         raise NoEndpointsError(f"no endpoint is left during the {label}: {failure.describe()}")
+    sizes = stats.batch_sizes
     row = {
         "mode": variant.mode,
         "batch_size": variant.batch_size,
@@ -247,10 +248,33 @@ def _run(
         "prompts_per_s": stats.rows_per_s,
         "tokens_per_s": stats.completion_tokens / stats.time_s if stats.time_s else 0.0,
         "requests": stats.requests,
+        "rows_per_request": sum(size * count for size, count in sizes.items()) / max(1, sum(sizes.values())),
         "answered": stats.answered,
         "client_cpu_s": cpu,
     }
     return row, columns
+
+
+def verdict(runs: pd.DataFrame) -> str:
+    """What measured runs say of the throughput of their modes."""
+    groups = _by_mode(runs)
+    few = min(len(part) for part in groups.values()) < _FEWEST_REPEATS
+    against, base = next(((n, p) for n, p in groups.items() if n == "single"), next(iter(groups.items())))
+    unknown = "too few repeats to compare it with" if few else "no difference to"
+    said = []
+    for name, part in groups.items():
+        if name != against:
+            gain = _speed_up(part["prompts_per_s"], base["prompts_per_s"])
+            beyond = "" if few else " beyond the noise"
+            known = f"{gain:.2f} times the throughput of {against}"
+            said.append(f"{name}: {f'{unknown} {against}{beyond}' if math.isnan(gain) else known}")
+    return "; ".join(said) or "only one mode: nothing to compare"
+
+
+def _by_mode(runs: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """The runs of each mode and batch size, by name, in their order."""
+    groups: Any = runs.groupby(["mode", "batch_size"], sort=False)
+    return {mode_name(mode, size): part for (mode, size), part in groups}
 
 
 def _summary(runs: pd.DataFrame, sample: int) -> pd.DataFrame:
@@ -269,6 +293,7 @@ def _summary(runs: pd.DataFrame, sample: int) -> pd.DataFrame:
                 "prompts_per_s": part["prompts_per_s"].median(),
                 "tokens_per_s": part["tokens_per_s"].median(),
                 "requests": int(part["requests"].median()),
+                "rows_per_request": part["rows_per_request"].mean(),
                 "completion_rate": part["answered"].mean() / sample,
                 "client_cpu_s": part["client_cpu_s"].median(),
                 "speed_up": 1.0 if part is base else _speed_up(part["prompts_per_s"], base["prompts_per_s"]),
@@ -288,13 +313,17 @@ def _speed_up(speeds: pd.Series, base: pd.Series) -> float:
     return gain if apart and max(gain, 1 / gain) >= _LEAST_GAIN else math.nan
 
 
-def _name(mode: str, batch_size: int) -> str:
+def mode_name(mode: str, batch_size: int) -> str:
+    """What a mode is called: "single", "batch of 100"."""
     return "single" if mode == "single" else f"batch of {batch_size}"
 
 
 def _line(row: dict[Any, Any]) -> str:
-    gain = "" if pd.isna(row["speed_up"]) else f", {row['speed_up']:.2f}x"
+    gain = "" if pd.isna(row["speed_up"]) else f", {row['speed_up']:.2f} times the throughput"
+    real = round(row["rows_per_request"])
+    sizes = "" if row["mode"] == "single" else f" of {plural(real, 'row')}"
     return (
         f"{row['prompts_per_s']:.1f} prompts/s ({row['time_s']:.2f} s, {row['time_s_min']:.2f} to "
-        f"{row['time_s_max']:.2f}), {plural(row['requests'], 'request')}, {row['client_cpu_s']:.2f} s client CPU{gain}"
+        f"{row['time_s_max']:.2f}), {plural(row['requests'], 'request')}{sizes}, {row['client_cpu_s']:.2f} s client "
+        f"CPU{gain}"
     )

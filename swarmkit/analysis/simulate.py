@@ -23,7 +23,7 @@ from ..engine.queues import home_queues
 from ..engine.scheduler import Scheduler
 from ..errors import SettingError
 from ..records import Batch, Failure, FailureKind
-from ..text import plural
+from ..text import duration, plural, table_html
 from .models import EndpointModel, Workload
 
 if TYPE_CHECKING:
@@ -383,22 +383,33 @@ class Simulation:
 
     def plot(self) -> Figure:
         """Plot the rows per second over the time of the run."""
-        import pandas as pd
+        from .drawing import blank, figure_of
+        from .plots import rate
 
-        from .plots import Figure, rate
-
-        failed = self.frame.loc[self.frame["failure"].notna(), ["end_s", "failure"]].itertuples(index=False)
-        moments = [("", rows, at, at, None) for at, rows in self._delivered]
-        moments += [("", 0, at, at, failure) for at, failure in failed]
-        figure = Figure(figsize=(8, 3), layout="constrained")
-        rate(pd.DataFrame(moments, columns=self.frame.columns), figure.add_subplot())
-        return figure
+        return figure_of(rate(self, blank(8, 3)[0]))
 
     def __repr__(self) -> str:
         return (
             f"<Simulation: {self.answered:,} of {plural(self.rows, 'row')} on {plural(self.endpoints, 'endpoint')} in "
-            f"{self.time_s:,.0f} s ({self.time_s / self.ideal_s:.2f} x the ideal), {plural(self.requests, 'request')}>"
+            f"{_seconds(self.time_s)}, where no schedule takes less than {_seconds(self.ideal_s)}; "
+            f"{plural(self.requests, 'request')}>"
         )
+
+    def _repr_html_(self) -> str:
+        more = {
+            "failed requests": int(self.frame["failure"].notna().sum() - (self.frame["failure"] == "dropped").sum()),
+            "requests retried": self.retries,
+            "duplicated rows": self.duplicates,
+            "prompt tokens from caches": self.cached_tokens,
+        }
+        lines = [
+            ("rows", f"{self.answered:,} of {self.rows:,} answered"),
+            ("time", f"{_seconds(self.time_s)} ({self.answered / self.time_s:,.1f} rows/s)"),
+            ("at the least", f"{_seconds(self.ideal_s)}, whatever the schedule"),
+            ("requests", f"{self.requests:,} to {plural(self.endpoints, 'endpoint')}"),
+            *((name, f"{count:,}") for name, count in more.items() if count),
+        ]
+        return table_html(lines)
 
 
 class _Logged(VirtualRun):
@@ -468,6 +479,10 @@ class _Logged(VirtualRun):
         self.log.append((f"endpoint {batch.endpoint}", len(batch.rows), self.sent.pop(ticket), self.now, failure))
 
 
+def _seconds(seconds: float) -> str:
+    return f"{seconds:.2g} s" if seconds < 10 else duration(seconds)
+
+
 def _once(prompts: Sequence[str]) -> int:
     """Tokens that are read if each block of these prompts is read once."""
     blocks = [blocks_of(prompt) for prompt in prompts]
@@ -517,12 +532,12 @@ def simulate(
     Examples
     --------
     >>> simulate([EndpointModel(slots=64, tokens_per_s=32.0)] * 10, Workload(6400, tokens=64.0))
-    <Simulation: 6,400 of 6,400 rows on 10 endpoints in 20 s (1.00 x the ideal), 70 requests>
+    <Simulation: 6,400 of 6,400 rows on 10 endpoints in 20 s, where no schedule takes less than 20 s; 70 requests>
     """
     models = [fleet] if isinstance(fleet, EndpointModel) else list(fleet)
     if not models or not 0 <= losing < 1:
         raise SettingError(
-            f"simulate({len(models)} endpoints, losing={losing!r}): needs endpoints, and 0 <= losing < 1"
+            f"simulate({plural(len(models), 'endpoint')}, losing={losing!r}): needs endpoints, and 0 <= losing < 1"
         )
     if delivery not in ("rows", "batch"):
         raise SettingError(f"delivery={delivery!r}: must be 'rows' or 'batch'")

@@ -32,6 +32,7 @@ from .stats import BARE, UNTOLD, RunStats
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.figure import Figure
 
 __all__ = ["RUN_AGAIN", "Run", "finished", "lacking", "last_run", "started"]
 
@@ -200,6 +201,10 @@ class Run:
             f"endpoint={endpoint!r}: must be a name or an index, 0 to {len(names) - 1}; the names are: "
             f"{few(names, len(names))}"
         )
+
+    def plot(self) -> Figure:
+        """Plot the rows per second, and the requests by endpoint; at any time of the run."""
+        return self.stats.plot()
 
     def result(self, timeout: float | None = None) -> pd.DataFrame:
         """Wait for the end and return the frame.

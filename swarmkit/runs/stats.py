@@ -26,11 +26,13 @@ from .events import (
     RunStarted,
     RunWaits,
 )
+from .picture import picture
 from .roster import Roster
 from .story import Story
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.figure import Figure
 
 __all__ = ["BARE", "UNTOLD", "EndpointStats", "RequestRecord", "RunStats"]
 
@@ -523,6 +525,10 @@ class RunStats:
         columns = ["endpoint", "rows", "start_s", "end_s", "failure"]
         frame = pd.DataFrame([record[:5] for record in self._log], columns=columns)
         return frame.astype({"start_s": "float64", "end_s": "float64"})
+
+    def plot(self) -> Figure:
+        """Plot the rows per second, and the requests by endpoint; at any time of the run."""
+        return picture(self)
 
     @property
     def working_s(self) -> float:
