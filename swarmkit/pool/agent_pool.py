@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import time
 from array import array
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
 __all__ = ["AgentPool"]
 
 _MANY = 20_000  # rows
+_FEW = 64  # rows of a run that is all out at once: servers are not asked what they count
 _USUAL_ANSWER = 256  # tokens: few answers are as long as they may be
 _ONE_ENDPOINT_PAUSES = 6  # shortest pauses for which a request to one endpoint only is tried again
 
@@ -476,10 +478,11 @@ class AgentPool:
         failure, cancelled, error = None, False, ""
         vllms = {e.url: e for e in pool._endpoints if self._kind(e) == "vllm"}
         leave = self._core.places.enter(priority, scheduler, executor.index_of)
-        async with (
-            prefix_caches(transport, list(vllms.values()), len(rows), stats),
-            server_queues(transport, endpoints, self._is_vllm, scheduler.fleet, len(rows), spec.n, stats),
-        ):
+        async with contextlib.AsyncExitStack() as looks:
+            if len(rows) >= _FEW:
+                await looks.enter_async_context(prefix_caches(transport, list(vllms.values()), stats))
+                queues = server_queues(transport, endpoints, self._is_vllm, scheduler.fleet, spec.n, stats)
+                await looks.enter_async_context(queues)
             try:
                 laid_out = partial(pool._laid_out, spec, plans, prompts)
                 plan_of = partial(self._plan_of, spec=spec, texts=texts, sizing=sizing, single=single, plans=plans)
