@@ -29,7 +29,8 @@ Load = tuple[int, int]
 
 
 async def ask_metrics(transport: Transport, endpoint: AgentEndpoint, timeout: float) -> Metrics:
-    """What a server says of itself, all of which must come within ``timeout`` seconds.
+    """What a server says of itself, all of which must come within ``timeout`` seconds. Where the key is refused,
+    no other one is asked for: it may be good for all else.
 
     Raises
     ------
@@ -39,7 +40,8 @@ async def ask_metrics(transport: Transport, endpoint: AgentEndpoint, timeout: fl
     try:
         async with asyncio.timeout(timeout):
             limits = Bounds(SMALL_REPLY, timeout)
-            return metrics_in(await transport.get(endpoint, "/metrics", timeout=timeout, limits=limits))
+            text = await transport.get(endpoint, "/metrics", timeout=timeout, limits=limits, renews=False)
+            return metrics_in(text)
     except TimeoutError:
         why = f"/metrics did not come within {timeout:g} s"
         raise EndpointError(Failure(FailureKind.HANG, why, endpoint.name)) from None

@@ -30,6 +30,7 @@ from ..runs.stats import UNTOLD, RunStats
 from .arrivals import Arrivals, joining
 from .executor import Executor
 from .prefix_caches import prefix_caches
+from .rates import gateway_of
 from .route_plan import RoutePlan
 from .server_queues import server_queues
 from .templates import telling_prompts
@@ -204,6 +205,11 @@ class PoolRun:
         given, pool, endpoints, places = self._given, self._pool, self._endpoints, self._places
         batch, rates, shared = pool.batch, pool._core.rates, pool._core.places
         in_flight = batch.single_in_flight if self._single else batch.max_in_flight
+
+        def place(index: int) -> str:  # what a gateway allows, all its endpoints share
+            endpoint = endpoints[index]
+            return endpoint.url if rates.of(endpoint) is None else gateway_of(endpoint)
+
         return Fleet(
             self._size,
             max_size=1 if self._single else batch.first_size,
@@ -216,7 +222,7 @@ class PoolRun:
             concurrency=pool._limit(in_flight if pool._core.watch is None else sockets()),  # more may come
             rate_of=lambda index: rates.of(endpoints[index]),
             deadline=given.deadline,
-            taken=lambda index: shared.taken(given.priority, lambda: endpoints[index].url),
+            taken=lambda index: shared.taken(given.priority, lambda: place(index)),
         )
 
     def _unfitted(self, rows: Sequence[int]) -> Sequence[int]:

@@ -44,16 +44,18 @@ async def server_queues(
     stats : RunStats
         Its ``shared`` is set.
     """
-    looks, seen, keys = Looks(fleet, lambda index: tells(endpoints[index])), set(), True
+    refused: dict[int, int] = {}  # by endpoint: which key it did not take for this
+    looks = Looks(fleet, lambda i: tells(endpoints[i]) and refused.get(i) != _version(endpoints[i]))
+    seen: set[int] = set()
 
     async def ask(index: int) -> None:
-        nonlocal keys
         try:
             found = await ask_load(transport, endpoints[index], _LIMIT_S)
         except EndpointError as exc:
-            if exc.failure.status is not None:
+            if exc.failure.of_key or exc.failure.status == 403:
+                refused[index] = _version(endpoints[index])
+            elif exc.failure.status is not None:
                 looks.silent(index)  # it has no such path; else it may have been too busy
-                keys = keys and not (exc.failure.of_key or exc.failure.status == 403)
             return
         except Exception:  # noqa: BLE001 - a run is worth more than these figures
             LOGGER.debug("the queue of %s", endpoints[index].name, exc_info=True)
@@ -64,7 +66,7 @@ async def server_queues(
             seen.add(index)
 
     async def look() -> None:
-        while keys:  # each refusal may ask for another key
+        while True:
             await asyncio.sleep(LOOK_S)
             await asyncio.gather(*map(ask, looks.due()))
             stats.shared = max(stats.shared, len(seen))
@@ -75,3 +77,8 @@ async def server_queues(
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
+
+
+def _version(endpoint: AgentEndpoint) -> int:
+    key = endpoint.key_source()
+    return key.version if key is not None else 0
