@@ -16,17 +16,11 @@ from typing import Any, Literal, TypeVar
 
 from ..client.aiohttp_transport import Bounds
 from ..client.capabilities import LITELLM, Capabilities, ServerInfo, probe, probe_capabilities, without_refused
-from ..client.chat_template import (
-    FOR_CHATS,
-    TEMPLATE_FIELDS,
-    ChatTemplate,
-    goes_on,
-    has_first_tokens,
-    understands_batch_chat,
-)
+from ..client.chat_template import FOR_CHATS, TEMPLATE_FIELDS, ChatTemplate, understands_batch_chat
 from ..client.hostfile import AgentEndpoint
 from ..client.text_routes import has_route, why_no_text
 from ..client.thinking import find_switch, writes_marks
+from ..client.tokenizer import Tokenizer
 from ..client.transport import SMALL_REPLY, Transport
 from ..client.wire import Malformed, RowStream
 from ..errors import EndpointError, NoEndpointsError, SettingError
@@ -170,7 +164,7 @@ class Router:
         found, _ = await self.look(
             ("first tokens", spec.model, text),
             self.endpoints,
-            lambda e: has_first_tokens(self.transport, e, spec.model, text, LOOK_S),
+            lambda e: Tokenizer(self.transport, e, spec.model, LOOK_S).has_first_tokens(text),
         )
         return [replace(plan, first_tokens=bool(found)) for plan in plans]
 
@@ -230,7 +224,10 @@ class Router:
             They do not, or do not say.
         """
         acts, unknown = await self.look(
-            (model, "goes on"), self.endpoints, lambda e: goes_on(self.transport, e, model, LOOK_S), operator.not_
+            (model, "goes on"),
+            self.endpoints,
+            lambda e: Tokenizer(self.transport, e, model, LOOK_S).goes_on(),
+            operator.not_,
         )
         if not acts:
             why = unknown or "they end the words as an answer of their own, and begin another one"
