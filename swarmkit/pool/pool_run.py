@@ -135,7 +135,7 @@ class PoolRun:
         return emit
 
     def _executor(self, scheduler: Scheduler, emit: Listener) -> Executor:
-        given, pool = self._given, self._pool
+        given, pool, priority = self._given, self._pool, self._given.priority
         return Executor(
             pool._core.transport(),
             self._endpoints,
@@ -148,7 +148,7 @@ class PoolRun:
             emit,
             pool.retry,
             pool._renewal(given.spec, self._texts),
-            lambda endpoint: given.priority if pool._is_vllm(endpoint) else 0,  # others order numbers the other way
+            lambda endpoint: priority if pool._is_vllm(endpoint) else 0,  # others order numbers the other way
         )
 
     @contextlib.asynccontextmanager
@@ -202,7 +202,8 @@ class PoolRun:
         )
 
     def _fleet(self, used: Collection[int]) -> Fleet:
-        given, pool, endpoints, places = self._given, self._pool, self._endpoints, self._places
+        # What the fleet holds on to must not lead to the answers: such a cycle would keep them after the run.
+        pool, priority, endpoints, places = self._pool, self._given.priority, self._endpoints, self._places
         batch, rates, shared = pool.batch, pool._core.rates, pool._core.places
         in_flight = batch.single_in_flight if self._single else batch.max_in_flight
 
@@ -221,8 +222,8 @@ class PoolRun:
             removed=[i for i in range(self._size) if i not in used],
             concurrency=pool._limit(in_flight if pool._core.watch is None else sockets()),  # more may come
             rate_of=lambda index: rates.of(endpoints[index]),
-            deadline=given.deadline,
-            taken=lambda index: shared.taken(given.priority, lambda: place(index)),
+            deadline=self._given.deadline,
+            taken=lambda index: shared.taken(priority, lambda: place(index)),
         )
 
     def _unfitted(self, rows: Sequence[int]) -> Sequence[int]:
