@@ -103,28 +103,22 @@ def _store(path: str, durability: Durability, store_prompts: bool) -> Store:
     return open_store(path, durability=durability, store_prompts=store_prompts)
 
 
-def _options(options: dict[str, Any], recipe: bytes, runs: int, number: int) -> dict[str, Any]:
+def _options(
+    options: dict[str, Any], recipe: bytes, runs: int, partition_info: dict[str, Any] | None
+) -> dict[str, Any]:
     """The keywords of one partition's call."""
     store = {"store": _store(*options["store"])} if options.get("store") else {}
+    number = partition_info["number"] if partition_info else 0
     return {**options, **store, "pool": _share(_pool(recipe, runs), number, runs), "progress": False}
 
 
-def _scatter(
-    part: pd.DataFrame, prompt: Any, names: list[str], recipe: bytes, runs: int, options: dict[str, Any],
-    partition_info: dict[str, Any] | None = None,
+def _ask(
+    part: pd.DataFrame, prompt: Any, verb: Callable[..., pd.DataFrame], out: str, dtypes: dict[Any, Any], recipe: bytes,
+    runs: int, options: dict[str, Any], partition_info: dict[str, Any] | None = None,
 ) -> pd.DataFrame:  # fmt: skip
-    number = partition_info["number"] if partition_info else 0
-    return verbs.scatter(part, prompt, **_options(options, recipe, runs, number))[names]
-
-
-def _embed(
-    part: pd.DataFrame, prompt: Any, meta: pd.DataFrame, out: str, recipe: bytes, runs: int, options: dict[str, Any],
-    partition_info: dict[str, Any] | None = None,
-) -> pd.DataFrame:  # fmt: skip
-    number = partition_info["number"] if partition_info else 0
-    found = embed(part, prompt, **_options(options, recipe, runs, number))[list(meta.columns)]
-    if found[out].isna().all():  # so nothing says how long its vectors would be
-        found[out] = pd.Series([None] * len(found), found.index, dtype=meta[out].dtype)
+    found = verb(part, prompt, **_options(options, recipe, runs, partition_info))[list(dtypes)]
+    if out in found and found[out].dtype != dtypes[out] and found[out].isna().all():
+        found[out] = pd.Series([None] * len(found), found.index, dtype=dtypes[out])  # no vector says how long they are
     return found
 
 
@@ -132,8 +126,7 @@ def _reduce(
     part: pd.DataFrame, tree: dict[str, Any], meta: pd.DataFrame, recipe: bytes, runs: int, options: dict[str, Any],
     partition_info: dict[str, Any] | None = None,
 ) -> pd.DataFrame:  # fmt: skip
-    number = partition_info["number"] if partition_info else 0
-    own = _options(options, recipe, runs, number)
+    own = _options(options, recipe, runs, partition_info)
     call = read_options(arguments(verbs.tree_reduce, own), aggregation=True)
     frame = ReductionTrees(part, **tree).start(call).finish()
     return frame if len(frame) else meta  # a frame without rows has no dtypes of its own
@@ -192,14 +185,8 @@ class DaskSwarm:
         -----
         ``deadline=`` holds for all partitions together, and its seconds begin here, not with ``compute``.
         """
-        given, own, recipe, runs = self._prepare(self.scatter, options, workers, prompt=prompt)
-        if isinstance(prompt, pd.Series):
-            raise SettingError(_NO_PARTITIONS)
-        head = getattr(prompt, "_meta", prompt)
-        meta = ScatterFrame(self._ddf._meta, head, given).frame("")
-        return self._ddf.map_partitions(
-            _scatter, prompt, names=list(meta.columns), recipe=recipe, runs=runs, options=own, meta=meta
-        )
+        prepared = self._prepare(self.scatter, options, workers, prompt=prompt)
+        return self._ask(verbs.scatter, ScatterFrame, prompt, *prepared)
 
     @takes(PartitionEmbedOptions, like=embed)
     def embed(self, prompt: Any, *, workers: int | None = None, **options: Unpack[PartitionEmbedOptions]) -> DataFrame:
@@ -224,14 +211,9 @@ class DaskSwarm:
             At once, as by ``swarmkit.embed``.
         """
         given, own, recipe, runs = self._prepare(self.embed, options, workers, prompt=prompt)
-        if isinstance(prompt, pd.Series):
-            raise SettingError(_NO_PARTITIONS)
         asked = {name: given[name] for name in ("pool", "model", "dimensions", "extra_body")}
         length = embed(pd.DataFrame({"text": ["Hi"]}), "text", as_array=True, progress=False, **asked).shape[1]
-        head = getattr(prompt, "_meta", prompt)
-        meta = VectorFrame(self._ddf._meta, head, {**given, "dimensions": length}).frame("")
-        how: dict[str, Any] = {"out": given["out"], "recipe": recipe, "runs": runs, "options": own}
-        return self._ddf.map_partitions(_embed, prompt, meta, meta=meta, **how)
+        return self._ask(embed, VectorFrame, prompt, {**given, "dimensions": length}, own, recipe, runs)
 
     @takes(PartitionTreeOptions, like=verbs.tree_reduce)
     def tree_reduce(
@@ -276,6 +258,21 @@ class DaskSwarm:
         tree = {**tree, "column": tree["out"], "partial": True}
         return parts.repartition(npartitions=1).map_partitions(_reduce, tree, meta, runs=1, **common)
 
+    def _ask(
+        self,
+        verb: Callable[..., Any],
+        frame: type[ScatterFrame],
+        prompt: Any,
+        given: dict[str, Any],
+        own: dict[str, Any],
+        recipe: bytes,
+        runs: int,
+    ) -> DataFrame:
+        """Ask the rows of each partition; for what ``_prepare`` returns."""
+        meta = frame(self._ddf._meta, getattr(prompt, "_meta", prompt), given).frame("")
+        how = {"dtypes": dict(meta.dtypes.items()), "recipe": recipe, "runs": runs, "options": own}
+        return self._ddf.map_partitions(_ask, prompt, verb=verb, out=given["out"], meta=meta, **how)
+
     def _prepare(
         self,
         verb: Callable[..., Any],
@@ -289,6 +286,8 @@ class DaskSwarm:
             if name in _REFUSED:
                 raise SettingError(f"{name}= is not possible on dask frames: {_REFUSED[name]}")
         given = arguments(verb, options, prompt)
+        if isinstance(prompt, pd.Series):
+            raise SettingError(_NO_PARTITIONS)
         runs = min(_at_once(workers), self._ddf.npartitions)
         own = {name: value for name, value in options.items() if name != "pool"}
         with contextlib.closing(read_options({**given, "progress": False}, aggregation)) as call:

@@ -1,5 +1,6 @@
 """Pools that follow a hostfile: endpoints come and go while runs go on."""
 
+import asyncio
 import json
 import pickle
 import threading
@@ -12,10 +13,13 @@ from scripted import Call, Scripted
 
 import swarmkit as sk
 from swarmkit.client.hostfile import AgentEndpoint, write_hostfile
+from swarmkit.engine.columns import Columns
 from swarmkit.engine.endpoints import Fleet
 from swarmkit.engine.messages import Added, Delivered, Ended, Removed, Send, Stop, Tick, Wake
 from swarmkit.engine.policy import RetryPolicy
 from swarmkit.engine.scheduler import Scheduler
+from swarmkit.records import Prompts
+from swarmkit.runs.stats import RunStats
 
 LIMIT_S = 60.0  # on a busy machine; all of it takes seconds
 
@@ -137,6 +141,22 @@ def test_a_run_without_endpoints_waits_for_new_ones(nodes, tmp_path):
             until(each.done)  # who waits for it is warned after a second
             check_all(each.result())
         assert names(pool) == [b.name]
+
+
+def test_a_run_knows_its_endpoints_where_others_have_left():
+    def script(call: Call) -> None:
+        if call.headers.startswith("GET "):
+            call.reply(json.dumps({"data": [{"id": "m"}]}).encode())
+        else:
+            call.reply(b'{"error": {"message": "no such row"}}', "400 Bad Request")
+
+    with Scripted(script) as server, sk.connect(server.address, model="m", chat=None, retry=sk.RetryPolicy()) as pool:
+        stats, columns = RunStats(rows=1), Columns(1)
+        for endpoint in (*pool.endpoints, AgentEndpoint("gone.example", 8000)):  # those of a level before
+            stats.roster.place(endpoint)
+        asyncio.run(pool.run(Prompts(["row 0"]), pool.spec(mode="single"), columns, stats=stats))
+        assert "no such row" in columns.errors[0]
+        assert stats.roster.names[columns.endpoint[0]] == pool.endpoints[0].name
 
 
 def test_the_levels_of_a_tree_go_where_endpoints_are(nodes, tmp_path):

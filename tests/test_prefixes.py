@@ -219,6 +219,8 @@ class Caching(Scripted):
             self.asked += 1
             if self.metrics == "silent":
                 call.wait_for_the_end()
+            elif self.metrics == "odd":
+                call.reply(b"vllm:prefix_cache_hits_total NaN\nvllm:prefix_cache_queries_total 1e999\n\xff 1.2.3")
             elif self.metrics:
                 counts = {"hits": self.cache.hits, "queries": self.cache.queries}
                 lines = [f'vllm:prefix_cache_{name}_total{{engine="0"}} {float(n)}' for name, n in counts.items()]
@@ -263,7 +265,7 @@ def test_over_sockets_results_are_in_order_and_the_servers_say_what_they_found()
         assert given.requests >= 2
 
 
-@pytest.mark.parametrize("metrics", [False, "silent"])
+@pytest.mark.parametrize("metrics", [False, "silent", "odd"])
 def test_servers_that_do_not_count_cost_the_run_nothing(metrics):
     with Caching(metrics) as one, Caching() as two:
         began = time.monotonic()

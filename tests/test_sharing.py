@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 import pandas as pd
 import pytest
+from scripted import Call, Scripted
 from test_first_row import MODELS, QUICK, Server, lists
 from virtual import Server as Endpoint
 from virtual import Trouble, Virtual
@@ -91,6 +94,18 @@ def test_servers_that_say_nothing_and_gateways_are_not_asked_again():
     assert sorted(looks.due()) == [1, 3]
 
 
+def test_rows_that_others_have_answered_first_are_still_this_runs():
+    fleet, looks = looks_at(2)
+    for _ in range(80):
+        fleet.superseded(0)  # its server does not know
+    looks.due()
+    assert not looks.told(0, running=64, waiting=36)
+    fleet.completed(0, 20, 80, now=1.0)
+    fleet.sent(0, 10, now=1.0)
+    looks.due()
+    assert looks.told(0, running=64, waiting=36)
+
+
 # ---- priorities, in virtual time ------------------------------
 
 
@@ -147,6 +162,17 @@ def test_a_run_that_gives_way_where_it_had_trouble_does_not_give_up():
     assert big.outcome.time_s <= 1.05 * 31
 
 
+@pytest.mark.parametrize("limit", [{"rpm": 60}, {"rpm": 60, "connections": 2}, {"tpm": 6000}, {"rpm": 4}], ids=str)
+def test_on_a_gateway_a_run_that_gives_way_has_a_tenth_of_what_is_allowed(limit):
+    rate, many = Rate(**limit), 10 * limit.get("rpm", 60)  # ten minutes of requests
+    few = many // 50
+    both = {"places": Places(), "rate_of": lambda index: rate, "tokens": lambda row: 100, "max_size": 1}
+    servers = [Endpoint(0.5, 64), Endpoint(0.5, 64)]
+    first, behind = two(servers, {"rows": many}, {"rows": few, "priority": 1, "begins": 5.0}, **both)
+    assert behind.outcome.time_s <= 0.6 * 600
+    assert first.outcome.time_s <= 660 + 60  # no more than a tenth later
+
+
 # ---- over sockets ------------------------------
 
 
@@ -188,6 +214,66 @@ def test_two_clients_see_each_other_in_what_the_server_says():
         alone = numbers(130).swarm.submit(ASK, pool=one, progress=False)
         alone.result()
         assert alone.stats.shared == 0
+
+
+def refusing(status: str, asked: list[str]) -> Scripted:
+    """A vLLM that does not show its ``/metrics`` to us, or does; it notes who asks for them."""
+
+    def script(call: Call) -> None:
+        if call.headers.startswith("GET /metrics"):
+            asked.append(next(line for line in call.headers.splitlines() if line.lower().startswith("authorization")))
+            load = b"vllm:num_requests_running 90\nvllm:num_requests_waiting 9\n"
+            return call.reply(b"{}" if status else load, status or "200 OK")
+        if call.headers.startswith("GET"):
+            return call.reply(json.dumps({"data": [{"id": "m", "owned_by": "vllm"}]}).encode())
+        time.sleep(0.3)
+        return call.answer()
+
+    return Scripted(script)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("status", ["401 Unauthorized", "403 Forbidden"])
+def test_a_server_that_does_not_show_us_its_load_costs_no_key_and_the_others_are_asked_on(status):
+    keys, of_refusing, of_other = [], [], []
+
+    def key() -> str:
+        keys.append(f"key {len(keys)}")
+        return keys[-1]
+
+    batch = sk.BatchPolicy(max_size=2, max_in_flight=1)
+    with ExitStack() as stack:
+        servers = [stack.enter_context(refusing(*how)) for how in ((status, of_refusing), ("", of_other))]
+        urls = [server.address for server in servers]
+        pool = stack.enter_context(sk.connect(urls, api_key=key, chat=None, batch=batch))
+        run = numbers(120).swarm.submit(ASK, pool=pool, progress=False)
+        assert run.result()["response"].notna().all()
+    assert run.stats.shared == 1
+    assert keys == ["key 0"]
+    assert len(of_refusing) <= 2  # for the cache, and for the queue
+    assert len(of_other) >= 3
+
+
+def test_what_a_gateway_allows_is_shared_by_priority_over_its_paths():
+    paths: list[str] = []
+
+    def script(call: Call) -> None:
+        if call.headers.startswith("GET"):
+            return call.reply(json.dumps({"data": [{"id": "m"}]}).encode())
+        paths.append(call.headers.split()[1][:2])
+        time.sleep(0.1)
+        return call.answer()
+
+    with Scripted(script) as server:
+        url = "http://{}:{}".format(*server.address)
+        with sk.connect([f"{url}/a", f"{url}/b"], chat=None, max_connections=2) as pool:
+            how = {"mode": "single", "progress": False}
+            first = numbers(100).swarm.submit("{i}", pool=pool.select([0]), **how)
+            behind = numbers(100).swarm.submit("{i}", pool=pool.select([1]), priority=1, **how)
+            assert first.result()["response"].notna().all()
+            meanwhile = paths.count("/b")
+            assert behind.result()["response"].notna().all()
+    assert 3 <= meanwhile <= 20, "a tenth, and not half"
 
 
 def vllm(script: Callable[[Any], Any] = lists, owner: str = "vllm") -> Server:

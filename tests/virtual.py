@@ -290,8 +290,9 @@ class Virtual(VirtualRun):
         e = self.scheduler.fleet[index]
         taken = self.scheduler.fleet._taken(index)
         at_once = e.works_on or e.slots or self.scheduler.fleet._first_rows
-        assert taken is None or taken < at_once, "sent where a run that goes first has filled all places"
-        if (rate := self.scheduler.fleet.rate_of(index)) is not None:
+        rate = self.scheduler.fleet.rate_of(index)
+        assert taken is None or rate or taken < at_once, "sent where a run that goes first has filled all places"
+        if rate is not None:
             assert rate._rpm is None or len(rate._log) <= rate._rpm, "more requests a minute than its gateway takes"
             assert rate.open <= rate._connections, "more requests in flight than its gateway takes"
         assert e.ready, f"sent to an endpoint whose breaker is {e.breaker}"

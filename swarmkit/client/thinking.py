@@ -13,8 +13,8 @@ from typing import Any
 from ..errors import EndpointError
 from ..records import Failure, FailureKind, Reply, RequestSpec, Route
 from .capabilities import without_refused
-from .chat_template import CannotLearn, chat_ids, tokens_in
 from .hostfile import AgentEndpoint
+from .tokenizer import CannotLearn, Tokenizer
 from .transport import Transport
 from .wire import encode, path_of
 
@@ -65,7 +65,7 @@ async def _prompt(
     if isinstance(ids := reply.get("prompt_token_ids"), list):
         return ids
     try:
-        return await chat_ids(transport, endpoint, spec, "Hi", timeout)
+        return await Tokenizer(transport, endpoint, model, timeout).chat_ids(spec, "Hi")
     except CannotLearn:
         pass
     except EndpointError as exc:
@@ -79,7 +79,7 @@ async def _prompt(
 
 async def writes_marks(transport: Transport, endpoint: AgentEndpoint, model: str, timeout: float | None = None) -> bool:
     """Whether a model marks its thoughts; False where the server does not tokenize."""
-    return await tokens_in(transport, endpoint, model, _CLOSE, timeout=timeout) == 1
+    return await Tokenizer(transport, endpoint, model, timeout).count(_CLOSE) == 1
 
 
 def without_thoughts(reply: Reply, marked: bool, opened: bool | None = False) -> Reply:

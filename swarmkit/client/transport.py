@@ -139,10 +139,16 @@ class Transport:
         return (await self.ask(endpoint, path, body, timeout=timeout, limits=limits, counted=counted)).data
 
     async def get(
-        self, endpoint: AgentEndpoint, path: str, *, timeout: float | None = None, limits: Bounds | None = None
+        self,
+        endpoint: AgentEndpoint,
+        path: str,
+        *,
+        timeout: float | None = None,
+        limits: Bounds | None = None,
+        renews: bool = True,
     ) -> bytes:
         """Get a path, return the body of the answer; raises like ``post``."""
-        return (await self.ask(endpoint, path, timeout=timeout, limits=limits)).data
+        return (await self.ask(endpoint, path, timeout=timeout, limits=limits, renews=renews)).data
 
     async def ask(
         self,
@@ -155,13 +161,14 @@ class Transport:
         last: bool = False,
         but_one: bool = False,
         counted: bool = False,
+        renews: bool = True,
     ) -> HttpReply:
         """Get (or post, with a body) and return the body of the answer with its headers; raises like ``post``.
 
         ``last`` closes the connection afterwards: for many endpoints that are asked once. ``but_one`` does so after
-        any other answer than a 200.
+        any other answer than a 200. ``renews``: where the key is refused, another one is asked for and sent.
         """
-        for again in (True, False):
+        for again in (True, False) if renews else (False,):
             sent = self._begin(endpoint, body, counted)
             try:
                 if sent.key is not None:

@@ -51,6 +51,8 @@ class Endpoint:
         are too large again, and is halved when they fit.
     requests, held : int
         Requests in flight, and the unfinished rows in them.
+    superseded : int
+        Other rows in them that its server may be working on still: their answers came from elsewhere first.
     done : int
         Answers: rows delivered, and known prompts that it was probed with.
     proven : bool
@@ -111,6 +113,7 @@ class Endpoint:
     fits_needed: int = 1
     requests: int = 0
     held: int = 0
+    superseded: int = 0
     done: int = 0
     proven: bool = False
     recent: float = 0.0
@@ -254,6 +257,7 @@ class Fleet(list[Endpoint]):
                 self.max_size,
                 requests=before.requests,
                 held=before.held,
+                superseded=before.superseded,
                 busy_since=before.busy_since,
                 breaker=Breaker.REMOVED,
                 fault_at=now,  # failures of requests sent before are none of the new server's
@@ -364,11 +368,13 @@ class Fleet(list[Endpoint]):
     def superseded(self, index: int) -> None:
         """Another endpoint has answered a row that this one holds."""
         self[index].held -= 1
+        self[index].superseded += 1
 
-    def completed(self, index: int, unfinished: int, now: float) -> None:
-        """A request has ended, with so many rows unfinished."""
+    def completed(self, index: int, unfinished: int, superseded: int, now: float) -> None:
+        """A request has ended, with so many rows unfinished, and so many that others have answered."""
         e = self[index]
         e.held -= unfinished
+        e.superseded -= superseded
         e.requests -= 1
         if not e.requests:
             e.recent_s += now - e.busy_since
@@ -382,10 +388,11 @@ class Fleet(list[Endpoint]):
                 self._timed += sign * e.rate
                 self._slots += sign * e.rate * e.row_s
 
-    def validate(self, held: Mapping[int, int], requests: Mapping[int, int]) -> None:
-        """Check the sums against a recount; ``held`` rows and ``requests`` are what is in flight, by endpoint."""
+    def validate(self, held: Mapping[int, int], requests: Mapping[int, int], superseded: Mapping[int, int]) -> None:
+        """Check the sums against a recount: of rows and requests in flight, by endpoint."""
         for index, e in enumerate(self):
-            assert (e.held, e.requests) == (held.get(index, 0), requests.get(index, 0)), f"endpoint {index}: {e}"
+            recount = tuple(counts.get(index, 0) for counts in (held, requests, superseded))
+            assert (e.held, e.requests, e.superseded) == recount, f"endpoint {index}: {e}"
             assert e.well == (e.ready and e.unwell_since == math.inf), f"endpoint {index}: {e}"
             assert (e.unwell_since == math.inf) <= (not e.faults), f"endpoint {index}: {e}"
         rated = [e for e in self if e.working and e.rate > 0]
@@ -581,24 +588,23 @@ class Fleet(list[Endpoint]):
 
     def allowed_at(self, index: int, now: float, tokens: int = 1) -> float:
         """When the rate of its gateway, and runs that go first, allow an endpoint a request with so many tokens."""
-        if self.gives_way(index):
-            return (now // _GIVES_WAY_S + 1.5) * _GIVES_WAY_S  # several wait for one moment
-        rate = self.rate_of(index)
-        return now if rate is None else rate.next_at(now, tokens, self[index].requests)
+        behind = self.gives_way(index)
+        if (rate := self.rate_of(index)) is not None:
+            return rate.next_at(now, tokens, self[index].requests, behind)
+        return (now // _GIVES_WAY_S + 1.5) * _GIVES_WAY_S if behind else now  # several wait for one moment
 
     def gives_way(self, index: int) -> bool:
-        """Whether runs that go first leave no place at an endpoint."""
-        return self._places(index) <= 0
+        """Whether runs that go first leave no place at an endpoint, or a small share of what its gateway allows."""
+        ahead = self._taken(index) is not None
+        return ahead and (self.rate_of(index) is not None or self._places(index) <= 0)
 
     def _places(self, index: int) -> float:
         """Rows that may be sent to an endpoint beside those of runs that go first: while these have more to send, what
-        it works on at once is filled where they are, and nothing waits there; and what a gateway allows is theirs."""
-        if (taken := self._taken(index)) is None:
+        it works on at once is filled where they are, and nothing waits there."""
+        if not (taken := self._taken(index)) or self.rate_of(index) is not None:
             return math.inf
-        if self.rate_of(index) is not None:
-            return 0
         e = self[index]
-        return (e.works_on or e.slots or self._first_rows) - taken - e.held if taken else math.inf
+        return (e.works_on or e.slots or self._first_rows) - taken - e.held
 
     # ---- room ------------------------------
 

@@ -6,6 +6,9 @@ corrected when its answer says what it has cost.
 
 What a gateway says (``x-ratelimit-remaining-*``) holds until the time that it names, and for a minute at most: then the
 next request shows what is true, and a refusal with a ``Retry-After`` is obeyed in any case.
+
+Runs that give way to others on the same pool are not shut out: of ten requests one is theirs. It is kept free for them
+where they wait for it, since those that go first would take all of a minute at its beginning.
 """
 
 from __future__ import annotations
@@ -19,6 +22,8 @@ __all__ = ["MINUTE_S", "Rate", "Ration"]
 
 MINUTE_S = 60.0
 _SOON_S = 1.0  # until it is looked again whether a connection is free, which another run may hold
+_TURN_S = 0.25  # until it is looked again whether a run that gives way has its turn
+_FIRST = 9  # requests of runs that go first for each one of those that give way
 
 
 class Ration:
@@ -70,7 +75,7 @@ class Rate:
     (0.0, <Ration>, <Ration>, 60.0)
     """
 
-    __slots__ = ("_connections", "_log", "_rpm", "_told", "open", "open_tokens", "tokens", "tpm")
+    __slots__ = ("_connections", "_first", "_kept", "_log", "_rpm", "_told", "open", "open_tokens", "tokens", "tpm")
 
     def __init__(self, rpm: int | None = None, tpm: int | None = None, connections: int | None = None) -> None:
         self._rpm = rpm
@@ -79,35 +84,56 @@ class Rate:
         self._log: deque[Ration] = deque()  # of the last minute, the oldest first
         # What the gateway says is left of requests and of tokens, until when that holds, and when it was asked.
         self._told = [(math.inf, 0.0, -math.inf)] * 2
+        self._first = 0  # requests of runs that go first, as far as those that give way have not had their share yet
+        self._kept = (0, 0, 0.0)  # requests that are kept free for these, the tokens of each, and until when
         self.open = 0
         self.open_tokens = 0
         self.tokens = 0
 
-    def next_at(self, now: float, tokens: int = 1, in_flight: int = 0) -> float:
+    def next_at(self, now: float, tokens: int = 1, in_flight: int = 0, behind: bool = False) -> float:
         """The first time, from now on, at which a request with so many tokens may be sent.
 
         One with more than ``tpm`` tokens waits until it is the only one of its minute: the gateway decides about it.
         ``in_flight``: requests at the endpoint, some of which may have been sent before anything was said of a rate.
+        ``behind``: it is of a run that gives way to others, which have more to send.
         """
+        turn = (now // _TURN_S + 1.5) * _TURN_S  # several wait for one moment
+        if behind and self._first < _FIRST:
+            return turn
         self._forget(now)
-        at = now if self.open < self._connections else (now // _SOON_S + 2) * _SOON_S  # several wait for one moment
+        kept, tokens_of_each, until_kept = (0, 0, 0.0) if behind or now >= self._kept[2] else self._kept
+        others = kept * tokens_of_each
+        at = now
+        if self.open + kept >= self._connections:  # those that are kept free are soon taken
+            at = turn if behind else (now // _SOON_S + 2) * _SOON_S
         # Those in flight may not be counted in what was told: their own answers will say.
-        needs = (max(self.open, in_flight) + 1, self.open_tokens + tokens)
+        needs = (max(self.open, in_flight) + 1 + kept, self.open_tokens + tokens + others)
         for (left, until, _), needed in zip(self._told, needs, strict=True):
             if left < needed:
                 at = max(at, until)
-        if self._rpm is not None and len(self._log) >= self._rpm:
-            at = max(at, self._log[len(self._log) - self._rpm].at + MINUTE_S)
-        if self.tpm is not None and (excess := self.tokens + min(tokens, self.tpm) - self.tpm) > 0:
+        if self._rpm is not None and (excess := len(self._log) + kept - self._rpm) >= 0:
+            at = max(at, self._log[excess].at + MINUTE_S if excess < len(self._log) else until_kept)
+        if self.tpm is not None and (excess := self.tokens + others + min(tokens, self.tpm) - self.tpm) > 0:
             for ration in self._log:
                 excess -= ration.tokens
                 if excess <= 0:
                     return max(at, ration.at + MINUTE_S)
+            return max(at, until_kept)
         return at
 
-    def sent(self, now: float, tokens: int = 1) -> Ration:
-        """A request goes out, with so many tokens as far as can be said."""
+    def keep(self, tokens: int, until: float) -> None:
+        """A run that gives way waits until then for a request with so many tokens: its share is kept free for it."""
+        if share := self._first // _FIRST:
+            self._kept = share, tokens, until + _SOON_S
+
+    def sent(self, now: float, tokens: int = 1, behind: bool = False) -> Ration:
+        """A request goes out, with so many tokens as far as can be said; ``behind`` as for ``next_at``."""
         self._forget(now)
+        if behind:
+            self._first = max(0, self._first - _FIRST)
+            self._kept = max(0, self._kept[0] - 1), *self._kept[1:]
+        elif self._first < _FIRST * max(1, len(self._log) // (_FIRST + 1)):  # no more than is their share of a minute
+            self._first += 1
         ration = Ration(self, now, tokens)
         self.open += 1
         self.open_tokens += tokens

@@ -44,7 +44,8 @@ class Rations:
     def sent(self, ticket: int, index: int, rows: Sequence[int], now: float) -> None:
         """A request goes out."""
         if (rate := self._fleet.rate_of(index)) is not None:
-            self._counted[ticket] = rate.sent(now, sum(map(self._tokens, rows)))
+            tokens, behind = sum(map(self._tokens, rows)), self._fleet.gives_way(index)
+            self._counted[ticket] = rate.sent(now, tokens, behind)
 
     def over(self, ticket: int, tokens: int | None) -> None:
         """A request has ended, after so many tokens as far as is known: what its rate holds back may go on."""
@@ -75,11 +76,15 @@ class Rations:
         """When the rate of an endpoint has the tokens for a row."""
         return self._fleet.allowed_at(index, now, self._tokens(row))
 
-    def hold(self, index: int, until: float) -> None:
-        """An endpoint is allowed nothing before that time, or before another request has ended."""
+    def hold(self, index: int, until: float, rows: Sequence[int] = ()) -> None:
+        """An endpoint is allowed nothing, or not the first of these rows, before that time, or before another request
+        has ended."""
+        behind = self._fleet.gives_way(index)
         if (rate := self._fleet.rate_of(index)) is not None:
             self._held.setdefault(rate, {})[index] = None
-        if self._fleet[index].well or self._fleet.gives_way(index):  # nobody knows how it is meanwhile
+            if behind:
+                rate.keep(sum(map(self._tokens, rows[:1])), until)
+        if self._fleet[index].well or behind:  # nobody knows how it is meanwhile
             self.held_until = max(self.held_until, until)
         self._fleet.hold(index, until)
 

@@ -35,6 +35,8 @@ class Request:
         Rows delivered so far.
     waited_s : float
         Sum of the seconds that these took.
+    superseded : int
+        Rows that need its answer no more, since another request had it first; its server still works on them.
     """
 
     batch: Batch
@@ -46,6 +48,7 @@ class Request:
     counts: bool
     delivered: int = 0
     waited_s: float = 0.0
+    superseded: int = 0
 
     @property
     def suspect(self) -> bool:

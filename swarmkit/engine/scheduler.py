@@ -201,11 +201,12 @@ class Scheduler:
             A sum, a queue or a row's place is not what the rest of the state says.
         """
         in_flight = self._in_flight.values()
-        held, requests = Counter[int](), Counter[int]()
+        held, requests, superseded = Counter[int](), Counter[int](), Counter[int]()
         for request in in_flight:
             held[request.batch.endpoint] += len(request.unfinished)
             requests[request.batch.endpoint] += 1
-        self.fleet.validate(held, requests)
+            superseded[request.batch.endpoint] += request.superseded
+        self.fleet.validate(held, requests, superseded)
         self._queues.validate()
         waiting = [row for queue in self._queues for row in queue]
         waiting += [row for batch in self._retry_batches for row in batch.rows if self.wants(row)]
@@ -660,6 +661,7 @@ class Scheduler:
     def _forget(self, request: Request, row: int) -> None:
         """A request need not answer this row any more; it is dropped when that was its last one."""
         request.unfinished.discard(row)
+        request.superseded += 1
         self.fleet.superseded(request.batch.endpoint)
         if not request.unfinished:
             e = self.fleet[request.batch.endpoint]
@@ -699,8 +701,8 @@ class Scheduler:
         elif self.fleet[index].ready and (at := self.fleet.allowed_at(index, self._now)) > self._now:
             self._hold(index, at)
 
-    def _hold(self, index: int, until: float) -> None:
-        self.rations.hold(index, until)
+    def _hold(self, index: int, until: float, rows: Sequence[int] = ()) -> None:
+        self.rations.hold(index, until, rows)
         self._wake(until)
 
     def _affordable(self, index: int, rows: tuple[int, ...], batch: RetryBatch | None) -> tuple[int, ...]:
@@ -712,7 +714,7 @@ class Scheduler:
             else:
                 self._queues.put_back(index, left)
         if not count:
-            self._hold(index, self.rations.allowed_at(index, rows[0], self._now))
+            self._hold(index, self.rations.allowed_at(index, rows[0], self._now), rows)
         return rows[:count]
 
     def _take(self, index: int, room: int, steal: bool) -> tuple[tuple[int, ...], RetryBatch | None] | None:
@@ -883,7 +885,7 @@ class Scheduler:
         del self._in_flight[request.batch.ticket]
         self.rations.over(request.batch.ticket, tokens)
         self._in_doubt -= request.is_part
-        self.fleet.completed(index, len(request.unfinished), self._now)
+        self.fleet.completed(index, len(request.unfinished), request.superseded, self._now)
         if request.suspect:
             self._suspects.reserved.pop(index, None)
 

@@ -1,10 +1,10 @@
 """Who else is at the endpoints of a run: the other runs on its pool, by priority, and other clients of the servers.
 
 Runs on one pool know each other (``Places``): while a run that goes first has rows to send, the others hold no more at
-an endpoint than what it leaves free there. Other clients are seen in what a server says of its queue (``Looks``): rows
-that work and wait there, and are not this run's. Then the rows it works on at once are what it says, not what this run
-has measured, which is a part of them. So each client holds equally much, and servers take rows in the order in which
-they come: each is served equally.
+an endpoint than what it leaves free there, or have a small share of what its gateway allows (``rates.py``). Other
+clients are seen in what a server says of its queue (``Looks``): rows that work and wait there, and are not this run's.
+Then the rows it works on at once are what it says, not what this run has measured, which is a part of them. So each
+client holds equally much, and servers take rows in the order in which they come: each is served equally.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ class Looks:
         asked += itertools.islice((i for i in self._in_turn() if i not in self._shared), most - len(asked))
         if asked:
             self._turn = asked[-1] + 1
-        self._held = {index: self._fleet[index].held for index in asked}
+        self._held = {index: self._own(index) for index in asked}
         return asked
 
     def _in_turn(self) -> Iterator[int]:
@@ -127,6 +127,10 @@ class Looks:
         gateway = self._fleet.rate_of(index) is not None
         return e.held > 0 and e.ready and not gateway and index not in self._silent and self._tells(index)
 
+    def _own(self, index: int) -> int:
+        """Rows of this run that a server may be working on, also for nothing."""
+        return self._fleet[index].held + self._fleet[index].superseded
+
     def silent(self, index: int) -> None:
         """A server has said nothing: it is not asked again."""
         self._silent.add(index)
@@ -134,7 +138,7 @@ class Looks:
 
     def told(self, index: int, running: int, waiting: int) -> bool:
         """A server says how many rows it works on, and how many wait; returns whether they are not only this run's."""
-        held = max(self._held.get(index, 0), self._fleet[index].held)  # some came or went since it was asked
+        held = max(self._held.get(index, 0), self._own(index))  # some came or went since it was asked
         others = self._fleet.told(index, running, waiting, held)
         self._shared.pop(index, None)
         if others:

@@ -281,9 +281,9 @@ class _Priority(TypedDict, total=False):
         Keyword(
             0,
             "Which of the runs on one pool (and its sub-pools) goes first at an endpoint: as in vLLM that with the "
-            "lower number. While it has rows to send, the others send only to places that it leaves free; what is out "
-            "already stays out. vLLM servers are told, and order the requests of all their clients by it if they were "
-            "started with ``--scheduling-policy priority``.",
+            "lower number. While it has rows to send, the others send only to places that it leaves free, and a tenth "
+            "of what a gateway's rates allow; what is out already stays out. vLLM servers are told, and order the "
+            "requests of all their clients by it if they were started with ``--scheduling-policy priority``.",
         ),
     ]
 

@@ -5,11 +5,9 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -22,28 +20,20 @@ from ..client.openai_client import endpoint_client
 from ..client.proxy import Proxy
 from ..engine.columns import Columns
 from ..engine.deadline import Deadline
-from ..engine.endpoints import Fleet
 from ..engine.policy import BatchPolicy, RetryPolicy
-from ..engine.prefixes import prefix_order
-from ..engine.queues import home_queues
-from ..engine.scheduler import Scheduler
 from ..engine.token_budgets import Sizing
 from ..errors import NoEndpointsError, SettingError, warn
-from ..records import Failure, FailureKind, Prompts, RequestSpec, Response, Route
-from ..runs.events import Listener, RunEnded, RunEvent, RunStarted
-from ..runs.listeners import Listeners
-from ..runs.log import RunLog
-from ..runs.stats import UNTOLD, RunStats
+from ..records import Failure, Prompts, RequestSpec, Response, Route
+from ..runs.events import Listener
+from ..runs.stats import RunStats
 from ..text import plural, table_html
-from .arrivals import Arrivals, joining
-from .executor import Executor, Renewal
-from .prefix_caches import prefix_caches
+from .arrivals import Arrivals
+from .executor import Renewal
+from .pool_run import Given, PoolRun
 from .rates import Rates
 from .route_plan import RoutePlan
-from .server_queues import server_queues
 from .shared_state import SharedState
-from .templates import telling_prompts
-from .watch import Watch, by_place, following, present
+from .watch import Watch
 
 if TYPE_CHECKING:
     import os
@@ -54,8 +44,6 @@ if TYPE_CHECKING:
 
 __all__ = ["AgentPool"]
 
-_MANY = 20_000  # rows
-_USUAL_ANSWER = 256  # tokens: few answers are as long as they may be
 _ONE_ENDPOINT_PAUSES = 6  # shortest pauses for which a request to one endpoint only is tried again
 
 
@@ -406,189 +394,26 @@ class AgentPool:
         """
         self._core.check_open()
         counted = RunStats(rows=len(prompts.texts), failed=len(prompts.errors)) if stats is None else stats
+        rows = range(len(prompts.texts)) if pending is None else pending
+        to_send = [row for row in rows if prompts.texts[row] is not None]
+        given = Given(prompts, spec, columns, to_send, counted, listeners, parts, deadline, arrivals, priority)
         try:
-            run = self._run(prompts, spec, columns, listeners, pending, counted, parts, deadline, arrivals, priority)
-            return await io_thread.run_on_loop(run)
+            return await io_thread.run_on_loop(self._run(given))
         finally:
             if stats is None:  # a caller that counts by itself warns of what it has counted
                 for line in [*counted.notices, *counted.listener_errors]:
                     warn(line)
 
-    async def _run(
-        self,
-        prompts: Prompts,
-        spec: RequestSpec,
-        columns: Columns,
-        listeners: Sequence[Listener],
-        pending: Iterable[int] | None,
-        stats: RunStats,
-        parts: Sequence[Listener],
-        deadline: Deadline | None,
-        arrivals: Arrivals | None,
-        priority: int,
-    ) -> Failure | None:
-        for row, error in prompts.errors.items():
-            columns.fail(row, error)
-        rows = range(len(prompts.texts)) if pending is None else pending
-        rows = [r for r in rows if prompts.texts[r] is not None]
-        self.last_run = stats
-        if not rows:
+    async def _run(self, given: Given) -> Failure | None:
+        for row, error in given.prompts.errors.items():
+            given.columns.fail(row, error)
+        self.last_run = given.stats
+        if not given.rows:
             return None
-        if deadline is not None and time.monotonic() >= deadline.closes_at:  # nothing would be sent
-            return deadline.failure
-        stats.follow(columns)
-        transport = self._core.transport()
-        pool = await present(self, stats)  # of what changes from here on, the executor is told
-        spec = await pool._complete(spec)
-        texts = telling_prompts(prompts.texts, rows)
-        plans = await pool._plans(spec, texts)
-        sizing = await pool._sizing(spec, plans, prompts, rows)
-        single = spec.mode == "single" or not all(plan.lists for plan in plans)
-        places = list(map(stats.roster.place, pool._endpoints))
-        size, routes = len(stats.roster.names), [plan.describe() for plan in plans]
-        endpoints = by_place(pool._endpoints, places, size)
-        awaited = arrivals.awaited if arrivals else 0
-        how = (spec.n, deadline, awaited, priority)
-        schedule = partial(pool._scheduler, prompts, rows, sizing, single, places, endpoints, *how)
-        # To sort many rows by their prefixes takes a while, and other runs are on this loop.
-        scheduler = schedule() if len(rows) < _MANY else await asyncio.to_thread(schedule)
-        called: list[Listener] = [stats, *parts, Listeners([RunLog(), *listeners], stats.listener_errors)]
-
-        def emit(event: RunEvent) -> None:
-            for listener in called:
-                listener(event)
-
-        executor = Executor(
-            transport,
-            endpoints,
-            by_place(plans, places, size),
-            spec,
-            prompts.texts,
-            columns,
-            scheduler,
-            sizing,
-            emit,
-            self._retry,
-            self._renewal(spec, texts),
-            lambda endpoint: priority if self._is_vllm(endpoint) else 0,  # others order numbers the other way round
-        )
-        emit(RunStarted(len(prompts.texts), len(rows), stats.roster.names, routes, time.monotonic()))
-        failure, cancelled, error = None, False, ""
-        vllms = {e.url: e for e in pool._endpoints if self._kind(e) == "vllm"}
-        leave = self._core.places.enter(priority, scheduler, executor.index_of)
-        async with (
-            prefix_caches(transport, list(vllms.values()), len(rows), stats),
-            server_queues(transport, endpoints, self._is_vllm, scheduler.fleet, len(rows), spec.n, stats),
-        ):
-            try:
-                laid_out = partial(pool._laid_out, spec, plans, prompts)
-                plan_of = partial(self._plan_of, spec=spec, texts=texts, sizing=sizing, single=single, plans=plans)
-                async with (
-                    following(self, pool._endpoints, executor, plan_of, stats),
-                    joining(arrivals, executor, laid_out),
-                ):
-                    failure = await executor.run()
-            except asyncio.CancelledError:
-                cancelled = True
-                raise
-            except Exception as exc:
-                error = f"{type(exc).__name__}: {exc}"
-                raise
-            finally:
-                leave()
-                scheduler.rations.release()
-                stats.retries += scheduler.counts.retries
-                stats.halvings += scheduler.counts.halvings
-                stats.steals += scheduler.counts.steals
-                stats.reissues += scheduler.counts.duplicates
-                stats.routes = dict(Counter(stats.routes) + Counter(w.describe() for w in plans) - Counter(routes))
-                emit(RunEnded(failure, cancelled, time.monotonic(), error))
-        if failure is not None and failure.kind is FailureKind.DEADLINE:
-            columns.late = f"not answered: {failure.message}"
-        return failure
-
-    async def _laid_out(
-        self, spec: RequestSpec, plans: Sequence[RoutePlan], prompts: Prompts, rows: Sequence[int]
-    ) -> tuple[list[int], dict[int, int]]:
-        """Rows that join a run, in the order in which they are sent, and the limited budgets."""
-        sizing = await self._sizing(spec, plans, prompts, rows)
-        known = [row for row in rows if row not in prompts.fits] if prompts.fits else rows
-        chars = {row: len(prompts.texts[row] or "") for row in rows}
-        limited = sizing.limited(known, chars)
-        return home_queues(rows, 1, chars, limited)[0], limited
-
-    async def _plan_of(
-        self,
-        endpoint: AgentEndpoint,
-        spec: RequestSpec,
-        texts: Sequence[str],
-        sizing: Sizing,
-        single: bool,
-        plans: Sequence[RoutePlan],
-    ) -> RoutePlan:
-        """How an endpoint is asked that comes into a run; raises where it cannot do what the others do."""
-        pool = self._with(_endpoints=[endpoint])
-        plan = (await pool._plans(spec, texts))[0]
-        context = (await pool._sizing(spec, [plan], Prompts([]), [])).context
-        if not (single or plan.lists):
-            raise SettingError("it takes no lists of prompts")
-        if context is not None and sizing.context is not None and context < sizing.context:
-            raise SettingError(f"its context is {context:,} tokens; the run counts on {sizing.context:,}")
-        if UNTOLD in plan.note and not any(UNTOLD in other.note for other in plans):
-            raise SettingError(UNTOLD)
-        return plan
-
-    def _scheduler(
-        self,
-        prompts: Prompts,
-        rows: Sequence[int],
-        sizing: Sizing,
-        single: bool,
-        places: Sequence[int],
-        endpoints: Sequence[AgentEndpoint],
-        n: int,
-        deadline: Deadline | None,
-        awaited: int,
-        priority: int,
-    ) -> Scheduler:
-        chars = array("q", [len(text) if text else 0 for text in prompts.texts])
-        limited = sizing.limited([r for r in rows if r not in prompts.fits] if prompts.fits else rows, chars)
-        answer = int(sizing.chars_per_token * min(sizing.cap, _USUAL_ANSWER) * n)
-        order = "given" if awaited else self._batch.order  # most rows are not known yet
-        runs = prefix_order(prompts.texts, rows, len(places), limited, answer=answer, order=order)
-        homes = runs.queues if runs else home_queues(rows, len(places), chars, limited)
-        queues = dict(zip(places, homes, strict=True))
-        in_flight = self._batch.single_in_flight if single else self._batch.max_in_flight
-        rates, shared = self._core.rates, self._core.places
-
-        def tokens(row: int) -> int:
-            return sizing.estimate(len(prompts.texts[row] or "")) + n * limited.get(row, sizing.cap)
-
-        fleet = Fleet(
-            len(endpoints),
-            max_size=1 if single else self._batch.first_size,
-            largest=1 if single else self._batch.largest,
-            max_in_flight=in_flight,
-            retry=self._retry,
-            draw=random.random,
-            resting=[i for i, e in zip(places, self._endpoints, strict=True) if self._status(e) == "slow"],
-            removed=[i for i in range(len(endpoints)) if i not in queues],
-            concurrency=self._limit(in_flight if self._core.watch is None else sockets()),  # more may come
-            rate_of=lambda index: rates.of(endpoints[index]),
-            deadline=deadline,
-            taken=lambda index: shared.taken(priority, lambda: endpoints[index].url),
-        )
-        return Scheduler(
-            fleet,
-            [queues.get(i, []) for i in range(len(endpoints))],
-            len(prompts.texts),
-            limited=limited,
-            hedge=self._batch.hedge,
-            expected=any(e.url in self._core.infos and self._status(e) == "up" for e in self._endpoints),
-            tokens=tokens,
-            parts=runs.parts if runs else None,
-            awaited=awaited,
-        )
+        if given.deadline is not None and time.monotonic() >= given.deadline.closes_at:  # nothing would be sent
+            return given.deadline.failure
+        given.stats.follow(given.columns)
+        return await (await PoolRun.of(self, given)).carry_out(self)
 
     def _status(self, endpoint: AgentEndpoint) -> str:
         info = self._core.infos.get(endpoint.url)

@@ -47,6 +47,7 @@ from .answer_watch import AnswerWatch, Verdict
 from .garbage import few_collections
 from .health import HealthChecks
 from .invalid_answers import InvalidAnswers
+from .rates import gateway_of
 from .route_plan import RoutePlan
 
 __all__ = ["Executor", "Renewal"]
@@ -156,8 +157,11 @@ class Executor:
         self._unwell: dict[int, Literal["paused", "lost"]] = {
             i: "paused" for i, e in enumerate(scheduler.fleet) if e.breaker is Breaker.OPEN
         }
-        self._indexes = {e.name: i for i, e in enumerate(endpoints)}
-        self._of_url = {e.url: i for i, e in enumerate(endpoints)}
+        self._indexes: dict[str, int] = {}  # by name
+        self._of_place: dict[str, int] = {}  # by URL, and by that of the gateway: one of its endpoints
+        for i, e in enumerate(scheduler.fleet):
+            if e.breaker is not Breaker.REMOVED:  # else another endpoint stands there
+                self._place(i, endpoints[i])
         self._proven: set[RoutePlan] = set()  # those by which a stream was seen to hold each row once
         self._only_rows: set[RoutePlan] = set()  # those whose whole replies cannot be read
         self._took_back: set[int] = set()  # endpoints that had a stream that did not, after its rows were delivered
@@ -208,7 +212,7 @@ class Executor:
             self._endpoints.append(endpoint)
             self._plans.append(plan)
         self._endpoints[index], self._plans[index] = endpoint, plan
-        self._indexes[endpoint.name] = self._of_url[endpoint.url] = index
+        self._place(index, endpoint)
         self._unchecked.discard(index)  # it was learned just now
         self._unwell.pop(index, None)
         self._waits = False
@@ -231,9 +235,13 @@ class Executor:
         if not (self._scheduler.fleet.present or self._in_flight):
             self._emit_waits(NO_ENDPOINT, now)
 
+    def _place(self, index: int, endpoint: AgentEndpoint) -> None:
+        self._of_place.setdefault(gateway_of(endpoint), index)
+        self._indexes[endpoint.name] = self._of_place[endpoint.url] = index
+
     def index_of(self, url: str) -> int | None:
-        """The index of an endpoint in this run."""
-        return self._of_url.get(url)
+        """The index of an endpoint in this run; of any of those behind a gateway, by the URL without its path."""
+        return self._of_place.get(url)
 
     # ---- messages ------------------------------
 

@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import re
 from collections.abc import AsyncIterator, Sequence
 from typing import NamedTuple
 
-from ..client.aiohttp_transport import Bounds
 from ..client.hostfile import AgentEndpoint
-from ..client.transport import SMALL_REPLY, Transport
+from ..client.metrics import ask_metrics
+from ..client.transport import Transport
+from ..errors import EndpointError
+from ..runs.log import LOGGER
 from ..runs.stats import RunStats
 
 __all__ = ["prefix_caches"]
 
 _MOST = 32  # endpoints that are asked; of more, so many that are spread evenly over the list
-_FEW = 64  # rows of a run that is not asked about
 _LIMIT_S = 1.0  # for each of the two looks, all endpoints side by side
-_COUNT = re.compile(
-    rb"^vllm:prefix_cache_(hits|queries)(_created)?(?:_total)?(?:\{[^\n]*\})?[ \t]+([\d.eE+]+)", re.MULTILINE
-)
 
 
 class _Counts(NamedTuple):
@@ -28,12 +25,12 @@ class _Counts(NamedTuple):
 
     hits: int
     queries: int
-    since: tuple[bytes, ...]
+    since: dict[str, Sequence[float]]
 
 
 @contextlib.asynccontextmanager
 async def prefix_caches(
-    transport: Transport, endpoints: Sequence[AgentEndpoint], rows: int, stats: RunStats
+    transport: Transport, endpoints: Sequence[AgentEndpoint], stats: RunStats
 ) -> AsyncIterator[None]:
     """Ask some of these vLLM servers for their counts before a run and after it, and add the difference to ``stats``.
 
@@ -41,10 +38,7 @@ async def prefix_caches(
     afterwards or is another server then (behind a balancer, or since it was restarted) is left out. Nothing that goes
     wrong here matters to the run.
     """
-    if rows < _FEW or not endpoints:
-        yield
-        return
-    asked = endpoints[:: -(-len(endpoints) // _MOST)]
+    asked = endpoints[:: -(-len(endpoints) // _MOST) or 1]
     answered = stats.answered
 
     async def before(endpoint: AgentEndpoint) -> _Counts | None:
@@ -75,15 +69,13 @@ async def prefix_caches(
 
 async def _counts(transport: Transport, endpoint: AgentEndpoint) -> _Counts | None:
     """The counts of a server; None if it does not say."""
-    counts, since = {b"hits": 0, b"queries": 0}, []
     try:
-        async with asyncio.timeout(_LIMIT_S):
-            text = await transport.get(endpoint, "/metrics", timeout=_LIMIT_S, limits=Bounds(SMALL_REPLY, _LIMIT_S))
-        for name, created, value in (found := _COUNT.findall(text)):
-            if created:
-                since.append(value)
-            else:
-                counts[name] += int(float(value))
-    except Exception:  # noqa: BLE001 - whatever it is, a run is worth more than these figures
+        found = await ask_metrics(transport, endpoint, _LIMIT_S)
+    except EndpointError:
         return None
-    return _Counts(counts[b"hits"], counts[b"queries"], tuple(since)) if found else None
+    except Exception:  # noqa: BLE001 - a run is worth more than these figures
+        LOGGER.debug("the prefix cache of %s", endpoint.name, exc_info=True)
+        return None
+    hits, queries = (int(sum(found.get(f"prefix_cache_{name}", ()))) for name in ("hits", "queries"))
+    since = {name: values for name, values in found.items() if name.endswith("_created")}
+    return _Counts(hits, queries, since) if any(name.startswith("prefix_cache_") for name in found) else None

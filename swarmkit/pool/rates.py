@@ -11,7 +11,7 @@ from ..engine.rates import Rate
 from ..errors import SettingError
 from ..records import Quota
 
-__all__ = ["Rates"]
+__all__ = ["Rates", "gateway_of"]
 
 
 class Rates:
@@ -43,7 +43,7 @@ class Rates:
         own = RATE_TAGS & endpoint.tags.keys() if endpoint.tags else None
         if not (own or self._given or self._rates):
             return None
-        gateway = _gateway(endpoint)
+        gateway = gateway_of(endpoint)
         if gateway not in self._rates and (own or self._given):
             limits = self._given | _numbers(endpoint.tags)
             part = {name: max(1, int(value * self.share)) for name, value in limits.items()}
@@ -61,14 +61,15 @@ class Rates:
 
     def told(self, endpoint: AgentEndpoint, quota: Quota, asked_at: float) -> None:
         """A gateway has said what is left."""
-        rate = self.of(endpoint) or self._rates.setdefault(_gateway(endpoint), Rate())
+        rate = self.of(endpoint) or self._rates.setdefault(gateway_of(endpoint), Rate())
         rate.told(quota, asked_at, time.monotonic())
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Rates, tuple(self._given.get(name) for name in ("rpm", "tpm", "max_connections"))
 
 
-def _gateway(endpoint: AgentEndpoint) -> str:
+def gateway_of(endpoint: AgentEndpoint) -> str:
+    """The URL of an endpoint without its path, which the endpoints of a gateway have in common."""
     return endpoint.url.removesuffix(endpoint.path)
 
 

@@ -8,34 +8,27 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import operator
-from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar
 
 from ..client.aiohttp_transport import Bounds
-from ..client.capabilities import LITELLM, Capabilities, ServerInfo, probe, probe_capabilities, without_refused
-from ..client.chat_template import (
-    FOR_CHATS,
-    TEMPLATE_FIELDS,
-    ChatTemplate,
-    goes_on,
-    has_first_tokens,
-    understands_batch_chat,
-)
+from ..client.capabilities import LITELLM, Capabilities, ServerInfo, probe, probe_capabilities
+from ..client.chat_template import FOR_CHATS, TEMPLATE_FIELDS, ChatTemplate, understands_batch_chat
 from ..client.hostfile import AgentEndpoint
 from ..client.text_routes import has_route, why_no_text
 from ..client.thinking import find_switch, writes_marks
+from ..client.tokenizer import Tokenizer
 from ..client.transport import SMALL_REPLY, Transport
-from ..client.wire import Malformed, RowStream
 from ..errors import EndpointError, NoEndpointsError, SettingError
 from ..records import Chat, Failure, FailureKind, RequestSpec, Route
 from ..runs.stats import BARE
-from ..text import plural, printable
+from ..text import plural
 from .embedding import embedding_plan
 from .learning import first_answer
-from .route_plan import OUR_SALT, RoutePlan, fields_of_caller, joined
+from .parameters import Trial
+from .route_plan import RoutePlan, joined
 from .templates import family_template
 
 __all__ = ["LOOK_S", "Family", "Router"]
@@ -170,7 +163,7 @@ class Router:
         found, _ = await self.look(
             ("first tokens", spec.model, text),
             self.endpoints,
-            lambda e: has_first_tokens(self.transport, e, spec.model, text, LOOK_S),
+            lambda e: Tokenizer(self.transport, e, spec.model, LOOK_S).has_first_tokens(text),
         )
         return [replace(plan, first_tokens=bool(found)) for plan in plans]
 
@@ -230,7 +223,10 @@ class Router:
             They do not, or do not say.
         """
         acts, unknown = await self.look(
-            (model, "goes on"), self.endpoints, lambda e: goes_on(self.transport, e, model, LOOK_S), operator.not_
+            (model, "goes on"),
+            self.endpoints,
+            lambda e: Tokenizer(self.transport, e, model, LOOK_S).goes_on(),
+            operator.not_,
         )
         if not acts:
             why = unknown or "they end the words as an answer of their own, and begin another one"
@@ -384,90 +380,24 @@ class Router:
         return found
 
     async def checked(self, plan: RoutePlan, family: Family, spec: RequestSpec) -> RoutePlan:
-        """Send one short prompt with the parameters, in the way that rows are sent: a parameter that every server
-        refuses, or the system prompt of chats, would otherwise only show when rows are refused.
+        """The plan, less the fields that the servers want left out, once its parameters were tried (``parameters.py``).
 
         Raises
         ------
         SettingError
             The server refuses a parameter.
         """
-        spec = replace(spec, conversations=False)  # the short prompt is none
-        salt = spec.params.get("cache_salt")
-        ours = isinstance(salt, str) and salt.startswith(OUR_SALT)
-        token_ids = spec.details and not plan.rows and (plan.lists or spec.n > 1) and bool(family.name)
-        given = {k: v for k, v in spec.params.items() if not (ours and k == "cache_salt")}
-        system = None if plan.route is Route.COMPLETIONS else spec.system
-        if not given and not ours and spec.n == 1 and not token_ids and system is None:
+        trial = Trial(self.transport, plan, spec, bool(family.name), LOOK_S)
+        if not trial.key:
             return plan
-        most = spec.max_tokens if "min_tokens" in given else 0
-        asked = (spec.n, system, plan.route, plan.lists, plan.rows, token_ids, ours, most)
-        key = (*family.name, spec.model, "params", json.dumps(given, sort_keys=True, default=str), *asked)
-        optional = {"return_token_ids", *(["cache_salt"] if ours else [])} - fields_of_caller(spec)
-        shown = {**given, **({"n": spec.n} if spec.n > 1 else {})}
-        about = shown if system is None else {**shown, "system": system}
-
-        async def ask(endpoint: AgentEndpoint, of: RequestSpec, omit: frozenset[str]) -> None:
-            least = of.params.get("min_tokens", 1)
-            texts = ["Hi", "Ho"] if token_ids and plan.lists else ["Hi"]
-            try:
-                replies = await plan.ask(
-                    self.transport, endpoint, of, texts, omit=omit, timeout=LOOK_S, token_ids=token_ids,
-                    wrapped=plan.wrapped and spec.chat == "auto",
-                    rows=RowStream(len(texts), of.n) if plan.rows else None,
-                    max_tokens=min(max(1, least), spec.max_tokens) if isinstance(least, int) else 1,
-                )  # fmt: skip
-                came, wanted = len(replies), len(texts) * of.n
-                words = f"{came} of {wanted} answers came" if came < wanted else ""
-            except Malformed as exc:
-                words = "" if plan.rows else self.transport.without_secrets(endpoint, str(exc))
-            if of.n > 1 and words:  # it may not give so many answers; whatever else is odd, the rows will show it
-                raise EndpointError(Failure(FailureKind.MALFORMED, words, endpoint.name))
-
-        async def tried(
-            endpoint: AgentEndpoint, of: RequestSpec, may_omit: Iterable[str], omit: frozenset[str] = frozenset()
-        ) -> frozenset[str] | Failure:
-            """The fields that are left out, or a failure that may be of the parameters."""
-            try:
-                return (await without_refused(lambda omit: ask(endpoint, of, omit), may_omit, omit))[1]
-            except EndpointError as exc:
-                if not _may_be_of_parameters(exc.failure):
-                    raise
-                return exc.failure
-
-        async def look(endpoint: AgentEndpoint) -> frozenset[str] | Failure:
-            found = await tried(endpoint, spec, optional)
-            if not isinstance(found, Failure):
-                return found
-            rejected = found.kind is FailureKind.REJECTED
-            if not (rejected and any(name in found.message for name in shown)):
-                bare = await tried(endpoint, replace(spec, params={}, n=1, system=None), (), frozenset(optional))
-                if isinstance(bare, Failure) and bare.kind is not FailureKind.REJECTED:
-                    raise EndpointError(bare)
-                if isinstance(bare, Failure):
-                    return frozenset()  # it refuses this prompt whatever the parameters are; the rows will show why
-            again = await tried(endpoint, spec, optional)  # once more, since one refusal may be chance
-            if not isinstance(again, Failure):
-                return again
-            words = "refuses" if rejected else "answers, but not with"
-            text = f"{endpoint.name} {words} these parameters ({printable(str(about), 500)}): {found.message}"
-            if rejected:
-                raise SettingError(text)
-            return replace(found, message=text)
-
-        found, unknown = await self.look(key, family.members, look, lambda found: isinstance(found, Failure))
+        key = (*family.name, spec.model, *trial.key)
+        found, unknown = await self.look(key, family.members, trial.at, lambda found: isinstance(found, Failure))
         if isinstance(found, Failure):
             del self.memo[key]
             raise SettingError(found.message)
         if found is None:
             return replace(plan, note=joined(plan.note, f"parameters could not be tried: {unknown}"))
         return replace(plan, omit=plan.omit | found) if found else plan
-
-
-def _may_be_of_parameters(failure: Failure) -> bool:
-    """Whether a request may have failed for its parameters: some servers fail where others refuse, or answer as if they
-    were not there."""
-    return failure.kind in (FailureKind.REJECTED, FailureKind.MALFORMED) or failure.status == 500
 
 
 def _turns(spec: RequestSpec) -> list[str]:

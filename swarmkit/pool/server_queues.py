@@ -7,16 +7,16 @@ import contextlib
 from collections.abc import AsyncIterator, Callable, Sequence
 
 from ..client.hostfile import AgentEndpoint
-from ..client.server_load import ask_load
+from ..client.metrics import ask_load
 from ..client.transport import Transport
 from ..engine.endpoints import Fleet
 from ..engine.sharing import LOOK_S, Looks
 from ..errors import EndpointError
+from ..runs.log import LOGGER
 from ..runs.stats import RunStats
 
 __all__ = ["server_queues"]
 
-_FEW = 64  # rows of a run that is all out at once
 _LIMIT_S = 1.0
 
 
@@ -26,7 +26,6 @@ async def server_queues(
     endpoints: Sequence[AgentEndpoint],
     tells: Callable[[AgentEndpoint], bool],
     fleet: Fleet,
-    rows: int,
     samples: int,
     stats: RunStats,
 ) -> AsyncIterator[None]:
@@ -40,25 +39,26 @@ async def server_queues(
         By the fleet's index; it may grow.
     tells : callable
         Whether a server may report its load. One that does not when it is asked is not asked again.
-    rows, samples : int
-        Rows to send, of which a few are reason to ask nobody; and answers a row: servers count them one by one.
+    samples : int
+        Answers a row: servers count them one by one.
     stats : RunStats
         Its ``shared`` is set.
     """
-    if rows < _FEW:
-        yield
-        return
-    looks, seen, keys = Looks(fleet, lambda index: tells(endpoints[index])), set(), True
+    refused: dict[int, int] = {}  # by endpoint: which key it did not take for this
+    looks = Looks(fleet, lambda i: tells(endpoints[i]) and refused.get(i) != _version(endpoints[i]))
+    seen: set[int] = set()
 
     async def ask(index: int) -> None:
-        nonlocal keys
         try:
-            async with asyncio.timeout(_LIMIT_S):
-                found = await ask_load(transport, endpoints[index], _LIMIT_S)
-        except Exception as exc:  # noqa: BLE001 - whatever it is, a run is worth more than these figures
-            if isinstance(exc, EndpointError) and exc.failure.status is not None:
+            found = await ask_load(transport, endpoints[index], _LIMIT_S)
+        except EndpointError as exc:
+            if exc.failure.of_key or exc.failure.status == 403:
+                refused[index] = _version(endpoints[index])
+            elif exc.failure.status is not None:
                 looks.silent(index)  # it has no such path; else it may have been too busy
-                keys = keys and not (exc.failure.of_key or exc.failure.status == 403)
+            return
+        except Exception:  # noqa: BLE001 - a run is worth more than these figures
+            LOGGER.debug("the queue of %s", endpoints[index].name, exc_info=True)
             return
         if found is None:
             looks.silent(index)
@@ -66,7 +66,7 @@ async def server_queues(
             seen.add(index)
 
     async def look() -> None:
-        while keys:  # each refusal may ask for another key
+        while True:
             await asyncio.sleep(LOOK_S)
             await asyncio.gather(*map(ask, looks.due()))
             stats.shared = max(stats.shared, len(seen))
@@ -77,3 +77,8 @@ async def server_queues(
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
+
+
+def _version(endpoint: AgentEndpoint) -> int:
+    key = endpoint.key_source()
+    return key.version if key is not None else 0

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from ..client.capabilities import without_refused
-from ..client.chat_template import next_tokens
 from ..client.hostfile import AgentEndpoint
+from ..client.tokenizer import Tokenizer
 from ..client.wire import LOGPROB_FIELDS, Malformed
 from ..errors import EndpointError
 from ..records import FailureKind, RequestSpec, Route
@@ -106,7 +106,7 @@ async def label_tokens(
     for choice, words in enumerate(choices):
 
         async def look(endpoint: AgentEndpoint, words: Sequence[str] = words) -> list[dict[int, str]] | None:
-            return await next_tokens(router.transport, endpoint, spec.model, before, words, LOOK_S)
+            return await Tokenizer(router.transport, endpoint, spec.model, LOOK_S).next_tokens(before, words)
 
         tokens, _ = await router.look((spec.model, "next", before, *words), members, look)
         if tokens is None:

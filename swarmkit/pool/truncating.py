@@ -10,8 +10,9 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
 
-from ..client.chat_template import TEMPLATE_FIELDS, CannotLearn, chat_tokens_in, end_of, text_ids, tokens_in
+from ..client.chat_template import TEMPLATE_FIELDS, CannotLearn
 from ..client.hostfile import AgentEndpoint
+from ..client.tokenizer import Tokenizer
 from ..client.transport import Transport
 from ..engine.token_budgets import Sizing
 from ..errors import EndpointError, SettingError
@@ -109,11 +110,11 @@ class _Cutter:
         tokens = await self._count(endpoint, text)
         if tokens is None or tokens <= self.room:
             return None if tokens is None else text
-        asked, left = (self._transport, endpoint, self._spec.model, text), self._spec.too_long == "truncate_left"
-        ids = await text_ids(*asked, LOOK_S)
+        tokenizer, left = self._at(endpoint), self._spec.too_long == "truncate_left"
+        ids = await tokenizer.ids(text)
         keep = self.room - (tokens - len(ids))
         while keep > 0:
-            short = await end_of(*asked, ids, keep, left, LOOK_S)
+            short = await tokenizer.end_of(text, ids, keep, left)
             over = (await self._count(endpoint, short) or 0) - self.room
             if over <= 0:
                 return short
@@ -126,7 +127,10 @@ class _Cutter:
 
     async def _count(self, endpoint: AgentEndpoint, text: str) -> int | None:
         """The tokens of a prompt as it is sent."""
-        plan, model = self._plan, self._spec.model
+        plan = self._plan
         if plan.route is not Route.CHAT and plan.route is not Route.CHAT_BATCH:
-            return await tokens_in(self._transport, endpoint, model, plan.wrap([text])[0], not plan.wrapped, LOOK_S)
-        return await chat_tokens_in(self._transport, endpoint, self._bare, text, LOOK_S)
+            return await self._at(endpoint).count(plan.wrap([text])[0], not plan.wrapped)
+        return await self._at(endpoint).chat_count(self._bare, text)
+
+    def _at(self, endpoint: AgentEndpoint) -> Tokenizer:
+        return Tokenizer(self._transport, endpoint, self._spec.model, LOOK_S)

@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, Unpack
 
 from ..client import io_thread
 from ..client.capabilities import probe_all, require_model
-from ..client.chat_template import TEMPLATE_FIELDS, CannotLearn, ChatTemplate, chat_ids, tokens_in
+from ..client.chat_template import TEMPLATE_FIELDS, CannotLearn, ChatTemplate
 from ..client.dialects import Dialect, facts_of
 from ..client.hostfile import AgentEndpoint
 from ..client.keys import Key, KeyLike, hidden
 from ..client.model_list import listed_as, nearest, serves
+from ..client.tokenizer import Tokenizer
 from ..client.wire import conversation
 from ..engine.token_budgets import Sizing
 from ..errors import EndpointError, SettingError
@@ -302,7 +303,7 @@ class VLLMPool(AgentPool):
         await self._router().known(spec.model)
         spec = await self._complete(spec)
         plan = (await self._plans(spec, telling_prompts(prompts.texts, range(len(prompts.texts)))))[0]
-        transport, endpoint = self._core.transport(), self._endpoints[0]
+        tokenizer = Tokenizer(self._core.transport(), self._endpoints[0], spec.model, LOOK_S)
 
         async def show(prompt: str | None) -> tuple[str | None, int | None]:
             if prompt is None:
@@ -313,8 +314,8 @@ class VLLMPool(AgentPool):
                 text = json.dumps(conversation(spec, prompt), ensure_ascii=False)
             with contextlib.suppress(EndpointError, CannotLearn):
                 if spec.conversations:
-                    return text, len(await chat_ids(transport, endpoint, spec, prompt, LOOK_S))
-                return text, await tokens_in(transport, endpoint, spec.model, text, special, LOOK_S)
+                    return text, len(await tokenizer.chat_ids(spec, prompt))
+                return text, await tokenizer.count(text, special)
             return text, None
 
         return await asyncio.gather(*map(show, prompts.texts))
@@ -423,8 +424,8 @@ class VLLMPool(AgentPool):
         transport = self._core.transport()
 
         async def look(endpoint: AgentEndpoint) -> list[int | None]:
-            counting = (tokens_in(transport, endpoint, spec.model, text, timeout=LOOK_S) for text in texts)
-            return await asyncio.gather(*counting)
+            tokenizer = Tokenizer(transport, endpoint, spec.model, LOOK_S)
+            return await asyncio.gather(*map(tokenizer.count, texts))
 
         counts: list[int | None] = [None] * len(texts)
         with contextlib.suppress(EndpointError):

@@ -79,35 +79,17 @@ async def run(
     stats.max_tokens = 0 if spec.params.get("ignore_eos") else spec.max_tokens  # such answers never end by themselves
     still = await io_thread.run_on_loop(present(pool, stats))
     spec = await io_thread.run_on_loop(still.complete(spec))
-    if pending is None:
-        rows: Sequence[int] = range(len(prompts.texts))
-    else:
-        rows = list(pending)
-        stats.kept += len(prompts.texts) - len(rows)
-    equal = spec.kind == "embeddings" or (spec.params.get("temperature") == 0 and spec.n == 1)
-    same = equal if dedup == "auto" else dedup
+    wanted = range(len(prompts.texts)) if pending is None else list(pending)
+    stats.kept += len(prompts.texts) - len(wanted)
     guarded = Listeners(listeners, stats.listener_errors)
     informed: list[Listener] = [stats, *parts, guarded]
-    known = _Known(still, spec, prompts, columns, stats, informed, store, same, in_parts=arrivals is not None)
-    rows = await known.to_send(rows)
+    known = _Known(still, spec, prompts, columns, stats, informed, store, dedup, in_parts=arrivals is not None)
+    rows = await known.to_send(wanted)
     later = None if arrivals is None else _Later(arrivals, known)
     if later is not None and not rows:
         rows = await later.next()
-    called: list[Listener] = []
-    writer = None
-    if store is not None and rows:  # a store that cannot be written is noticed before a row is sent
-        writer, keys = store.writer(), known.keys[0]
-        texts = known.prompts.texts if store.store_prompts else None
-
-        def write(event: RunEvent) -> None:
-            if isinstance(event, RowsDone) and event.rows:
-                writer.write(spec, columns, event.rows, keys, stats.roster.names, texts)
-            elif isinstance(event, RowsRetracted):
-                writer.retract(spec, event.rows, keys)
-
-        called.append(write)  # first: a row is on its way to the disk before listeners are notified of it
-    if known.reuse.duplicates or (later is not None and same):
-        called.append(known.reuse)
+    writer = store.writer() if store is not None and rows else None  # fails before a row is sent
+    called = known.listeners(writer, later is not None)
     how: dict[str, Any] = {"parts": [*called, *parts], "deadline": deadline, "arrivals": later, "priority": priority}
     work = pool.run(known.prompts, spec, columns, [guarded], rows, stats, **how)
     return await (work if writer is None else _with_writer(work, writer))
@@ -129,20 +111,22 @@ class _Known:
         stats: RunStats,
         listeners: Sequence[Listener],
         store: Folder | None,
-        same: bool,
+        dedup: Dedup,
         in_parts: bool,
     ) -> None:
         self._pool = pool
         self._spec = spec
-        self._fits: set[int] = set()
-        self.prompts = Prompts(prompts.texts, prompts.errors, self._fits) if in_parts else prompts
+        self._fits = set(prompts.fits)
+        whole = not in_parts and spec.too_long != "error"  # texts will be cut, and these are the caller's own
+        self.prompts = Prompts(list(prompts.texts) if whole else prompts.texts, prompts.errors, self._fits)
         self._columns = columns
         self._stats = stats
         self._store = store
-        self._same = same
+        equal = spec.kind == "embeddings" or (spec.params.get("temperature") == 0 and spec.n == 1)
+        self._same = equal if dedup == "auto" else dedup
         self._first: dict[str, int] | None = {} if in_parts else None  # by prompt, the row that is asked
-        self.keys: list[Keys] = []
-        self.reuse = _Reuse(columns, listeners)
+        self._keys: list[Keys] = []
+        self._reuse = _Reuse(columns, listeners)
 
     async def to_send(self, rows: Iterable[int]) -> list[int]:
         """Those of some rows that must be sent."""
@@ -151,19 +135,34 @@ class _Known:
             await self._cut(found)
         if self._same:
             duplicates = duplicates_in(found, self.prompts, self._first)
-            self.reuse.add(duplicates)
+            self._reuse.add(duplicates)
             skipped = {row for repeats in duplicates.values() for row in repeats}
             found = [row for row in found if row not in skipped]
         return found if self._store is None else await self._not_stored(self._store, found)
 
+    def listeners(self, writer: Writer | None, later: bool) -> list[Listener]:
+        """What must hear of the run's rows: what writes them, and what copies them. ``later``: more rows will come."""
+        called: list[Listener] = []
+        if writer is not None:
+            spec, columns, keys, names = self._spec, self._columns, self._keys[0], self._stats.roster.names
+            texts = self.prompts.texts if self._store is not None and self._store.store_prompts else None
+
+            def write(event: RunEvent) -> None:
+                if isinstance(event, RowsDone) and event.rows:
+                    writer.write(spec, columns, event.rows, keys, names, texts)
+                elif isinstance(event, RowsRetracted):
+                    writer.retract(spec, event.rows, keys)
+
+            called.append(write)  # first: a row is on its way to the disk before listeners are notified of it
+        if self._reuse.duplicates or (later and self._same):
+            called.append(self._reuse)
+        return called
+
     async def _cut(self, rows: Sequence[int]) -> None:
         prompts, cut, context = await io_thread.run_on_loop(self._pool.fitted(self._spec, self.prompts, rows))
-        if self._first is None:
-            self.prompts = prompts
-        else:  # the run has these texts already
-            for row in cut:
-                self.prompts.texts[row] = prompts.texts[row]
-            self._fits |= prompts.fits
+        for row in cut:
+            self.prompts.texts[row] = prompts.texts[row]
+        self._fits |= prompts.fits
         self._columns.truncated |= cut
         self._stats.truncated += len(cut)
         self._stats.context = context or 0
@@ -172,7 +171,7 @@ class _Known:
         columns = self._columns
         await asyncio.to_thread(self._find_keys, store, rows)
         indexes = {e.name: self._stats.roster.place(e) for e in self._pool.endpoints}
-        stored = await asyncio.to_thread(store.fill, columns, self.keys, rows, indexes)
+        stored = await asyncio.to_thread(store.fill, columns, self._keys, rows, indexes)
         for row in await _with_room(self._pool, self._spec, self.prompts, columns, stored, rows):
             stored[row] = False
         if schema := self._spec.schema:  # validators of a pydantic model may have changed since
@@ -182,18 +181,18 @@ class _Known:
         rows = [row for row in rows if not stored[row]]
         for row in [row for row in rows if columns.latency_s[row] >= 0]:
             columns.clear(row)  # stored in part, or cut: it is asked again as a whole
-        self.reuse.found_in_store(known)
+        self._reuse.found_in_store(known)
         return rows
 
     def _find_keys(self, store: Folder, rows: Sequence[int]) -> None:
         """Find the keys of these rows; of all, where they are not asked about in parts."""
         texts = self.prompts.texts
         if self._first is None:
-            self.keys = store.keys(self._spec, texts, self._same)
+            self._keys = store.keys(self._spec, texts, self._same)
             return
         found = store.keys(self._spec, [texts[row] for row in rows], self._same)
-        self.keys = self.keys or [Keys.without(len(texts)) for _ in found]
-        for keys, of_rows in zip(self.keys, found, strict=True):
+        self._keys = self._keys or [Keys.without(len(texts)) for _ in found]
+        for keys, of_rows in zip(self._keys, found, strict=True):
             keys.put(rows, of_rows)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from ..client.capabilities import ServerInfo
 from ..client.hostfile import AgentEndpoint
-from ..client.server_load import Load
+from ..client.metrics import Load
 from ..text import plural
 from .html import GREEN, GREY, ORANGE, RED, block, cell, dot, esc, faint
 

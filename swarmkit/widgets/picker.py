@@ -16,7 +16,7 @@ from ..client import io_thread
 from ..client.capabilities import PROBE_S, ServerInfo, probe_all, require_model
 from ..client.hostfile import AgentEndpoint
 from ..client.keys import hidden
-from ..client.server_load import Load, ask_load
+from ..client.metrics import Load, ask_load
 from ..errors import EndpointError, SettingError
 from ..pool.capabilities import known_words
 from ..pool.connect import default_pool, new_pool, set_default_pool
