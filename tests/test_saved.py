@@ -20,7 +20,7 @@ df = pd.DataFrame({"t": [f"<b>{i}</b> and more words" for i in range(60)]})
 df.loc[3, "t"] = None
 many = pd.DataFrame({"t": [f"number {i}" for i in range(600)]})
 def interrupt(earlier):
-    """Interrupt this kernel once the run after an earlier one has 20 answers."""
+    # Interrupts this kernel once the run after an earlier one has 20 answers.
     def wait():
         while sk.last_run() is earlier or sk.last_run().stats.answered < 20:
             time.sleep(0.01)
