@@ -47,7 +47,7 @@ class Counts(NamedTuple):
 
     def since(self, earlier: Counts) -> Counts:
         """What came after an earlier state."""
-        return Counts(*(now - then for now, then in zip(self, earlier, strict=True)))
+        return Counts._make(now - then for now, then in zip(self, earlier, strict=True))
 
     def words(self) -> list[str]:
         """Each count that is not 0, and that of the answered rows."""

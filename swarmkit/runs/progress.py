@@ -175,10 +175,10 @@ class _Cell:
         elapsed_s = time.monotonic() - self._began_s
         if elapsed_s < _CELL_S or self._gives_way():
             return
-        rate = (known - self._began_with) / elapsed_s
-        said = [f"{known:,} of {plural(total, 'row')}"]
+        rate, noun = (known - self._began_with) / elapsed_s, self._stats.noun
+        said = [f"{known:,} of {plural(total, noun)}"]
         if rate > 0:
-            said.append(f"{rate:,.1f} rows/s")
+            said.append(f"{rate:,.1f} {noun}s/s")
             if (left_s := (total - known) / rate) >= 1.0:
                 said.append(f"about {took(left_s)} left")
         line = "its monitor shows it" if self._stats.is_monitored else " · ".join([*said, note])
@@ -190,7 +190,7 @@ class _Cell:
             counts = counts._replace(time_s=time.monotonic() - self._began_s)
         if not self._gives_way():
             what = f"{self._verb}, ended early" if early else self._verb
-            self._put(counts.line(what), counts.rows, shares(counts))
+            self._put(counts.line(what, self._stats.noun), counts.rows, shares(counts))
 
     def abandon(self) -> None:
         """Nothing is held."""
