@@ -94,7 +94,7 @@ class Run:
     ) -> None:
         global _newest
         self.verb = verb
-        self.stats = RunStats(noun=_NOUNS.get(verb, "row"))
+        self.stats = RunStats(noun={"tree_reduce": "merge", "pipeline": "prompt"}.get(verb, "row"))
         self._frame = frame
         self._errors = errors
         self._on_error = on_error

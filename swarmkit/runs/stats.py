@@ -182,7 +182,7 @@ class RunStats:
     bar : Slot or None
         Where the run's bar is shown in a notebook, as long as that is the bar's place.
     noun : str
-        What its rows are: those of a tree_reduce are merges, those of a pipeline are answers.
+        What its rows are: those of a tree_reduce are merges, those of a pipeline are prompts.
 
     Examples
     --------
