@@ -31,7 +31,7 @@ SORTED_BY = ("address", "model", "tags", "health", "probe")
 """What the table can be sorted by. Not by requests running and waiting, which are asked for on a page only."""
 _MOST_TAGS = 200
 _GRID = (
-    "display:grid;grid-template-columns:16px minmax(0,2.4fr) minmax(0,2fr) minmax(0,1.6fr) minmax(0,1.2fr)"
+    "display:grid;grid-template-columns:16px minmax(124px,2.4fr) minmax(0,2fr) minmax(0,1.6fr) minmax(0,1.2fr)"
     " 64px 58px 58px;column-gap:10px;align-items:center"
 )
 _RIGHT = "text-align:right;font-variant-numeric:tabular-nums"

@@ -169,7 +169,9 @@ def _endpoints(endpoints: Sequence[EndpointStats], running: bool) -> str:
     if rest := len(endpoints) - len(shown):
         others = [endpoints[i] for i in sorted(set(range(len(endpoints))).difference(shown))]
         sums = [sum(getattr(e, field) for e in others) for field in columns.values()]
-        lines.append(_line(faint(f"and {plural(rest, 'other endpoint')}"), "", [f"{n:,}" for n in sums], ""))
+        lines.append(
+            _line(faint(f"and {plural(rest, 'other endpoint')}"), "", [f"{n:,}" if n else "" for n in sums], "")
+        )
     head = _line(faint("endpoint"), "", [*map(faint, columns)], "")
     return f'<table style="{_TABLE};width:100%">{head}{"".join(lines)}</table>'
 
