@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, Generic, Literal, ParamSpec,
 
 import pandas as pd
 
+from .runs.notebook import show_warnings_in_boxes
 from .runs.picture import register_picture
 from .runs.progress import register_monitor
 from .text import plural
@@ -42,6 +43,9 @@ __all__ = ["FrameSwarm", "SeriesSwarm", "overview"]
 P = ParamSpec("P")
 R_co = TypeVar("R_co", covariant=True)
 M = TypeVar("M")
+
+
+show_warnings_in_boxes()
 
 
 @register_monitor

@@ -21,6 +21,7 @@
 
 Mistakes of the caller and failures of endpoints are on different branches. A ``CallerError`` is raised at once;
 an ``EndpointError`` becomes the error of its rows, and a run ends early only if no usable endpoint is left.
+In IPython they show their message and the line of the caller; ``%tb Plain`` shows the whole trace.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 from .text import visible
+from .traces import trace_lines
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -64,6 +66,9 @@ class SwarmError(Exception):
         # Words of servers may be part of the message, and must not control the terminal that shows it.
         # Not super(): KeyError.__str__ would show the repr of the message, with quotes and escapes.
         return visible(Exception.__str__(self))
+
+    def _render_traceback_(self) -> list[str]:
+        return trace_lines(self)  # IPython's way to ask what is shown
 
 
 class CallerError(SwarmError):
@@ -171,9 +176,16 @@ class ScatterInterrupted(KeyboardInterrupt):
         super().__init__(message)
         self.frame = frame
 
+    def _render_traceback_(self) -> list[str]:
+        return trace_lines(self)
+
 
 class SwarmWarning(UserWarning):
-    """Rows failed, endpoints cannot be used or believed, listeners raised; the message says which and what to do."""
+    """Rows failed, endpoints cannot be used or believed, listeners raised; the message says which and what to do.
+
+    In a notebook it is a box under its cell. The filters of ``warnings`` and ``catch_warnings`` apply to it as to any
+    other warning.
+    """
 
 
 def warn(message: str) -> None:

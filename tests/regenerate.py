@@ -2,10 +2,9 @@
 
 It is ``jupyter nbconvert --execute --inplace``, and then takes out what differs from run to run and tells a reader
 nothing: times of execution, random ports, and the state of widgets, which neither GitHub nor JupyterLab shows before a
-notebook is trusted. A progress bar becomes the line of text it ended as.
+notebook is trusted.
 """
 
-import html
 import re
 import sys
 from pathlib import Path
@@ -13,7 +12,7 @@ from pathlib import Path
 import nbformat
 from nbclient import NotebookClient
 
-VIEW, STATE = "application/vnd.jupyter.widget-view+json", "application/vnd.jupyter.widget-state+json"
+VIEW = "application/vnd.jupyter.widget-view+json"
 
 
 def regenerate(path: Path) -> None:
@@ -28,13 +27,11 @@ def regenerate(path: Path) -> None:
 
 def tidy(notebook: nbformat.NotebookNode) -> None:
     notebook.metadata.language_info = {"name": "python"}
-    models = notebook.metadata.pop("widgets", {}).get(STATE, {}).get("state", {})
+    notebook.metadata.pop("widgets", None)
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)  # times that JupyterLab may have left
         for output in cell.get("outputs", []):
-            view = output.get("data", {}).pop(VIEW, None)
-            if view and (text := bar_text(models, view["model_id"])):
-                output.data["text/plain"] = text
+            output.get("data", {}).pop(VIEW, None)
 
 
 def with_plain_ports(text: str) -> str:
@@ -42,15 +39,6 @@ def with_plain_ports(text: str) -> str:
     ports: dict[str, int] = {}
     return re.sub(r"(?<=127\.0\.0\.)(\d+):(\d{5})\b",
                   lambda m: f"{m[1]}:{ports.setdefault(m[2], 8000 + len(ports))}", text)  # fmt: skip
-
-
-def bar_text(models: dict, name: str) -> str:
-    """The line a tqdm bar ended as; "" for any other widget."""
-    parts = [models[child.removeprefix("IPY_MODEL_")] for child in models[name]["state"].get("children", [])]
-    if [part["model_name"] for part in parts] != ["HTMLModel", "FloatProgressModel", "HTMLModel"]:
-        return ""
-    label, bar, counts = (part["state"] for part in parts)
-    return html.unescape(f"{label['value']}|{'█' * round(10 * bar['value'] / bar['max']):10}|{counts['value']}")
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 WINGS = [
     "version",
     "text",
+    "traces",
     "errors",
     "uq",
     "schema",
@@ -42,7 +43,7 @@ WINGS = [
     "__main__",
 ]
 # Beside the tower: endpoints on this machine are a product of their own, which the library never needs.
-SERVER_MAY_USE = {"version", "text", "errors", "records", "client"}
+SERVER_MAY_USE = {"version", "text", "traces", "errors", "records", "client"}
 PANDAS = {"pandas", "numpy"}
 HTTP = {"openai", "aiohttp", "httpx2", "yarl"}
 IO = {"time", "random", "asyncio", "threading", "datetime", "os", "pathlib", "socket", "ssl", *HTTP}
@@ -51,6 +52,7 @@ KNOWS_NOTHING_OF = {
     "errors": PANDAS | IO - {"os"},
     "records": PANDAS | IO,
     "text": PANDAS | IO,
+    "traces": PANDAS | IO - {"os"},
     "uq": {"pandas"} | IO - {"os", "pathlib"},  # the files of probes
     "aggregators": PANDAS | IO,
     "schema": PANDAS | IO - {"datetime"},  # the types of dates, not the clock

@@ -72,7 +72,7 @@ def test_lists_and_dicts_are_refused(pool: sk.VLLMPool, value: Any, prompt: str)
 @pytest.mark.parametrize("prompt", ["gene", "About {gene}", lambda row: row.gene])
 def test_missing_values_become_errors_and_are_not_sent(pool: sk.VLLMPool, missing: Any, prompt: Any) -> None:
     df = pd.DataFrame({"gene": pd.Series(["lacZ", missing, "recA"], dtype=object)})
-    with pytest.warns(sk.SwarmWarning, match=mentions("1 of 3 rows failed", "rows 1")):
+    with pytest.warns(sk.SwarmWarning, match=mentions("1 of 3 rows failed", "row 1")):
         answers = df.swarm.scatter(prompt)
     assert answers["response"].notna().to_list() == [True, False, True]
     assert re.search("missing value in column 'gene'|gave no text", answers["response_error"][1])

@@ -129,7 +129,7 @@ def test_a_failed_row_is_reported_and_can_be_asked_again(genes, host, tmp_path):
     done = run("scatter", genes, "--prompt", ASK, "--out", "answer", "-o", out, *to(host))
     assert done.returncode == 1
     assert "4 rows, 1 failed" in done.stderr
-    assert "1 x missing value in column 'gene'" in done.stderr
+    assert "1 row: missing value in column 'gene'" in done.stderr
     assert "--only-missing" in done.stderr
     mended = table(out)
     assert mended["answer_error"].tolist() == ["", "missing value in column 'gene'", "", ""]
@@ -357,7 +357,7 @@ def test_tree_reduce_reports_which_groups_failed(genes, host):
     )
     assert done.returncode == 1
     assert table(done.stdout)["response"][1] == "echo: lacZ\n---\nrpoS"
-    assert "1 x there was no text to merge" in done.stderr
+    assert "1 row: there was no text to merge" in done.stderr
 
 
 # ---- compare ------------------------------

@@ -183,7 +183,7 @@ def test_broadcast_asks_every_endpoint(pool: sk.VLLMPool) -> None:
 
 def test_raising_hands_back_everything(picky: sk.VLLMPool, genes: pd.DataFrame) -> None:
     genes.loc[2, "gene"] = "POISON"
-    with pytest.raises(sk.ScatterError, match=r"(?s)1 of 4 rows failed.*rows 2") as caught:
+    with pytest.raises(sk.ScatterError, match=r"(?s)1 of 4 rows failed.*row 2") as caught:
         genes.swarm.scatter("{gene}", on_error="raise")
     assert caught.value.frame is not None
     assert caught.value.frame["response"].isna().to_list() == [False, False, True, False]
@@ -198,7 +198,7 @@ def test_one_warning_sums_up_and_points_at_the_caller(picky: sk.VLLMPool) -> Non
     assert heard[0].filename == __file__
     message = str(heard[0].message)
     assert message.startswith("3 of 5 rows failed")
-    assert "2 x request refused (HTTP 400): This model's maximum context length" in message
+    assert "2 rows: request refused (HTTP 400): This model's maximum context length" in message
     asked = "|".join(endpoint.name for endpoint in picky.endpoints)
     assert re.search(rf"rows 'b', 'e'; at ({asked})", message)
     assert answers["response"].notna().to_list() == [True, False, False, True, False]
@@ -214,7 +214,7 @@ def test_the_summary_names_endpoints_and_counts_what_it_leaves_out() -> None:
         with pytest.warns(sk.SwarmWarning) as heard:
             df.swarm.scatter("{t}", pool=swarm)
     message = str(heard[0].message)
-    assert message.startswith("40 of 40 rows failed:\n  40 x request refused (HTTP 400)")  # the same but for numbers
+    assert message.startswith("40 of 40 rows failed:\n  40 rows: request refused (HTTP 400)")  # but for numbers
     assert re.search(r"rows 0, 1, 2, 3, 4 and 35 more; at 127\.0\.0\.\d:\d+, 127", message)
 
 
@@ -450,7 +450,7 @@ def check_tree(nodes: pd.DataFrame, tops: pd.DataFrame) -> None:
 
 def test_a_failed_node_is_counted_and_the_rest_goes_on(picky: sk.VLLMPool) -> None:
     df = pd.DataFrame({"t": ["one", "two", "POISON", "four", "five", "six", None]})
-    said = r"(?s)^1 of the merges failed:.*maximum context length.* \.\.\.\n +groups 'all'"
+    said = r"(?s)^1 of the merges failed:.*maximum context length.* \.\.\.\n +group 'all'"
     with pytest.warns(sk.SwarmWarning, match=said):
         tree = df.swarm.tree_reduce("t", "{responses}", fanin=2)
     assert tree["response"].notna().all()

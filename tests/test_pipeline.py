@@ -99,7 +99,7 @@ def test_frames_with_nothing_to_ask(pool: sk.VLLMPool, frame: pd.DataFrame) -> N
 def test_a_row_that_fails_at_a_step_has_the_later_ones_missing_and_the_reason(genes: pd.DataFrame) -> None:
     with sk.local(1, engine="echo", faults=["http_400:marker=Is recA"]) as swarm, sk.connect(swarm) as pool:
         steps = [sk.Step("a", "Of {gene}"), sk.Step("b", "Is {gene} it?"), sk.Step("c", "{b}"), sk.Step("d", "{a}")]
-        with pytest.warns(sk.SwarmWarning, match=r"1 of 3 rows failed:\n  1 x b: request refused"):
+        with pytest.warns(sk.SwarmWarning, match=r"1 of 3 rows failed:\n  1 row: b: request refused"):
             found = genes.swarm.pipeline(steps, pool=pool)
         with pytest.raises(sk.ScatterError, match="1 of 3 rows failed") as caught:
             genes.swarm.pipeline(steps, pool=pool, on_error="raise")

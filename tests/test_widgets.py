@@ -20,7 +20,7 @@ from swarmkit.client.capabilities import ServerInfo
 from swarmkit.engine.breaker import Breaker
 from swarmkit.records import Failure, FailureKind
 from swarmkit.runs.stats import EndpointStats, RunStats
-from swarmkit.widgets.endpoint_table import SIZE, matching, page_of, row_html, tag_options
+from swarmkit.widgets.endpoint_table import SIZE, in_order, matching, page_of, row_html, tag_options
 from swarmkit.widgets.run_view import MAX_ENDPOINTS, Pace, run_html, shown_endpoints
 
 HOSTILE = "<img src=x onerror=alert(1)><script>alert(2)</script>"
@@ -100,6 +100,55 @@ def test_the_pool_of_a_selection_can_be_used_at_once(pool: sk.VLLMPool) -> None:
         picker.use()
 
 
+def test_use_these_sets_the_default_pool_and_leaves_a_table(
+    pool: sk.VLLMPool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picker = sk.EndpointPicker(pool)
+    moving = picker._repr_mimebundle_()
+    assert moving["text/html"].count("☑") == 4  # where there are no widgets
+    picker._ipython_display_()
+    capsys.readouterr()
+    picker.selected = pool.endpoints[1:3]
+    button(picker, "Use these").click()
+    left = capsys.readouterr().out
+    assert "widget-view" not in left
+    assert "2 of 4 endpoints in use as the default pool" in left
+    assert (left.count("☑"), left.count("☐")) == (2, 2)
+    answers = pd.DataFrame({"t": ["a", "b"]}).swarm.scatter("{t}", details=True)
+    assert set(answers["response_endpoint"]) == {e.name for e in pool.endpoints[1:3]}
+    picker.selected = pool.endpoints[:1]
+    button(picker, "Use these").click()
+    assert capsys.readouterr().out == ""  # what was shown stays as it was
+
+
+def test_the_table_can_be_sorted_and_says_when_nothing_matches(tmp_path: Path) -> None:
+    names = ["node10", "node2", "node1", "a-node-of-a-rack-with-a-very-long-name.cluster"]
+    (tmp_path / "few.hostfile").write_text("\n".join(f"{name}:8000" for name in names))
+    picker = sk.EndpointPicker(tmp_path / "few.hostfile")
+    menus = [w for w in parts(picker) if isinstance(w, ipywidgets.Dropdown)]
+    assert len(menus) == 1  # no tags, no menu of them
+    assert re.findall(r"node\d+", shown(picker)) == names[:3]
+    menus[0].value = "address"
+    assert re.findall(r"node\d+", shown(picker)) == ["node1", "node2", "node10"]
+    assert "address ▴" in shown(picker)
+    boxes(picker)[1].value = False  # node1, which is the second now
+    assert [e.host for e in picker.selected] == [names[0], names[1], names[3]]
+    assert "cluster:8000" in shown(picker)  # the end of a long name is whole
+    next(w for w in parts(picker) if isinstance(w, ipywidgets.Text)).value = "nowhere"
+    assert "no endpoint matches" in shown(picker)
+
+
+def test_sorting_puts_what_is_not_known_last() -> None:
+    ends = [sk.AgentEndpoint("n", i) for i in range(4)]
+    infos = {
+        ends[1].url: ServerInfo(ends[1], "down", reason="gone"),
+        ends[2].url: ServerInfo(ends[2], "up", models=("b",), latency_s=0.2),
+        ends[3].url: ServerInfo(ends[3], "up", models=("a",), latency_s=0.3),
+    }
+    orders = {by: in_order([0, 1, 2, 3], ends, infos, by) for by in ("", "health", "model", "probe")}
+    assert orders == {"": [0, 1, 2, 3], "health": [2, 3, 1, 0], "model": [3, 2, 0, 1], "probe": [2, 3, 0, 1]}
+
+
 def test_buttons_act_on_what_matches_the_filters(tmp_path: Path) -> None:
     picker = sk.EndpointPicker(hostfile(tmp_path, 100))
     tag = next(w for w in parts(picker) if isinstance(w, ipywidgets.Dropdown))
@@ -124,6 +173,8 @@ def test_probe_shows_health_and_healthy_selects_by_it(echo: sk.LocalSwarm) -> No
     assert "cannot connect: connection refused" in shown(picker)
     wait_for(lambda: not button(picker, "Probe").disabled)
     assert re.search(r"127\.0\.0\.2:\d+ +echo .* \d+ ms +0 +0 ", shown(picker)), shown(picker)  # running and waiting
+    assert picker.selected == tuple(echo.endpoints)  # without the one that is down
+    button(picker, "All").click()
     button(picker, "Healthy").click()
     assert picker.selected == tuple(echo.endpoints)
 
@@ -141,6 +192,8 @@ def test_a_wrong_model_is_not_healthy(echo: sk.LocalSwarm) -> None:
     picker = sk.EndpointPicker(echo, model="other")
     picker.probe().result(10)
     wait_for(lambda: "4 down" in shown(picker))
+    assert picker.selected == ()
+    assert button(picker, "Use these").disabled
     assert "it serves echo, not other" in shown(picker)
 
 
@@ -253,8 +306,11 @@ def test_rows_show_up_as_they_finish_and_the_end_is_a_static_snapshot(
     run = run_of(paced)
     time.sleep(0.5)  # it may come late
     monitor = sk.RunMonitor(run)
-    moving = monitor._repr_mimebundle_()  # a cell shows it
+    moving = monitor._repr_mimebundle_()
     assert "application/vnd.jupyter.widget-view+json" in moving
+    assert "scatter: running" in moving["text/html"]  # where there are no widgets
+    monitor._ipython_display_()  # a cell shows it
+    assert "widget-view" in capsys.readouterr().out
     counts: list[int] = []
 
     def finished() -> bool:
@@ -266,8 +322,10 @@ def test_rows_show_up_as_they_finish_and_the_end_is_a_static_snapshot(
     assert "server error" in shown(monitor)
     run.result()
     assert "scatter: done 60 of 60 rows" in shown(monitor)
-    assert monitor.layout.display == "none"
-    assert "<Run scatter: done, 60 of 60 rows>" in capsys.readouterr().out  # what took its place
+    assert "all rows answered" in shown(monitor)
+    took_its_place = capsys.readouterr().out
+    assert "widget-view" not in took_its_place
+    assert "scatter: 60 rows, 60 answered, " in took_its_place
     still = monitor._repr_mimebundle_()
     assert "application/vnd.jupyter.widget-view+json" not in still
     assert "60 of 60 rows" in still["text/html"]
@@ -302,7 +360,7 @@ def test_a_cell_that_waits_is_told_to_interrupt(paced: sk.LocalSwarm) -> None:
 def test_a_tree_is_one_run_to_its_monitor(echo: sk.LocalSwarm) -> None:
     df = pd.DataFrame({"t": [str(i) for i in range(64)]})
     df.swarm.tree_reduce("t", "{responses}", fanin=4, pool=echo, progress=False)
-    assert "tree_reduce: done 21 of 21 rows" in shown(sk.RunMonitor(sk.last_run()))
+    assert "tree_reduce: done 21 of 21 merges" in shown(sk.RunMonitor(sk.last_run()))
 
 
 def test_without_a_notebook_a_monitor_is_the_bar(echo: sk.LocalSwarm, capsys: pytest.CaptureFixture[str]) -> None:
@@ -344,6 +402,43 @@ def test_the_pace_of_a_long_run_stays_small_and_true() -> None:
     assert all(rate == pytest.approx(10.0) for _, rate in rates)
     assert pace.recent() == pytest.approx(10.0)
     assert rates[-1][0] > 2900
+
+
+def test_the_rate_of_a_run_is_never_above_the_highest_that_is_shown() -> None:
+    pace = Pace()
+    for at_s, rows in ((0.9, 100), (1.1, 200), (2.2, 300), (3.1, 900), (3.4, 1190)):
+        pace.add(at_s, rows)
+    stats = RunStats(rows=2000, answered=1190, endpoints=[EndpointStats("n", 1, 1190)])
+    for state in ("running", "cancelled"):
+        picture = run_html("scatter", state, stats, pace, 3.4)
+        rate = float(re.search(r"([\d.]+) rows/s", picture)[1])  # type: ignore[index]
+        most = float(re.search(r"second, ([\d.]+) at most", picture)[1])  # type: ignore[index]
+        assert rate == pytest.approx(350.0)
+        assert most >= rate
+
+
+def test_a_run_that_is_over_says_what_became_of_its_requests_and_nothing_is_paused() -> None:
+    ends = [EndpointStats("a", rows=5, failures=7, breaker=Breaker.OPEN), EndpointStats("b", rows=5)]
+    stats = RunStats(rows=10, answered=10, endpoints=ends, requests=9, failed_requests=7, completion_tokens=400)
+    stats.recent_failures.append("server error")
+    over = run_html("scatter", "done", stats, Pace(), 2.0)
+    assert "7 requests failed, all rows answered" in over
+    assert "200 tokens/s" in over
+    assert "paused" not in over
+    assert "in flight" not in over
+    running = run_html("scatter", "running", stats, Pace(), 2.0)
+    assert "paused after failures" in running
+    ends[0].failures = 0
+    assert "failures</span>" not in run_html("scatter", "done", stats, Pace(), 2.0)
+    assert "0 of 0" not in run_html("scatter", "running", RunStats(), Pace(), 0.0)
+
+
+def test_less_than_a_second_is_no_time_left() -> None:
+    pace = Pace([(0.0, 0), (2.0, 90)])
+    stats = RunStats(rows=100, answered=90, endpoints=[EndpointStats("a", rows=90)])
+    assert " left" not in run_html("scatter", "running", stats, pace, 2.0)
+    stats.rows = 200
+    assert "about 2.4 s left" in run_html("scatter", "running", stats, pace, 2.0)
 
 
 # ---- reprs ------------------------------

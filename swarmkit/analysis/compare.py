@@ -14,9 +14,10 @@ import html
 import math
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 import pandas as pd
@@ -202,12 +203,12 @@ def _measured(
     runs = []
     texts: dict[str, list[str | None]] = {}
     for variant in variants:
-        _run(variant, Prompts(prompts.texts[:_WARM_UP_ROWS]), "warm-up", [])
+        _run(variant, Prompts(prompts.texts[:_WARM_UP_ROWS]), "warm-up", lambda stats: [])
     for repeat in range(repeats):
         # Every second repeat is in reverse order, so that drift does not always favour the same mode.
         for variant in variants if repeat % 2 == 0 else reversed(variants):
             label = f"{variant.name}, repeat {repeat + 1}"
-            row, columns = _run(variant, prompts, label, call.listeners(label))
+            row, columns = _run(variant, prompts, label, partial(call.listeners, label))
             runs.append({**row, "repeat": repeat})
             texts.setdefault(variant.name, columns.text)
     frame = pd.DataFrame(runs).sort_values(["mode", "batch_size", "repeat"], ascending=[True, False, True])
@@ -231,12 +232,12 @@ def _variants(call: PreparedCall, modes: Sequence[Mode], sizes: Sequence[int] | 
 
 
 def _run(
-    variant: _Variant, prompts: Prompts, label: str, listeners: Sequence[Listener]
+    variant: _Variant, prompts: Prompts, label: str, listeners: Callable[[RunStats], Sequence[Listener]]
 ) -> tuple[dict[str, Any], Columns]:
     columns, stats = Columns(len(prompts.texts)), RunStats(rows=len(prompts.texts))
     spec = replace(variant.spec, params={**variant.spec.params, "cache_salt": f"{OUR_SALT}{uuid.uuid4().hex}"})
     cpu = time.process_time()
-    failure = io_thread.call(variant.pool.run(prompts, spec, columns, listeners, stats=stats))
+    failure = io_thread.call(variant.pool.run(prompts, spec, columns, listeners(stats), stats=stats))
     cpu = time.process_time() - cpu
     if failure is not None:
         raise NoEndpointsError(f"no endpoint is left during the {label}: {failure.describe()}")

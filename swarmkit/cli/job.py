@@ -58,7 +58,9 @@ class Job:
         try:
             with warnings.catch_warnings():
                 # The report has the causes.
-                warnings.filterwarnings("ignore", message=r"[\d,]+ (of [\d,]+ )?(rows failed|(answer|prompt|text)s? w)")
+                warnings.filterwarnings(
+                    "ignore", message=r"[\d,]+ (of [\d,]+ )?(rows? failed|(answer|prompt|text)s? w)"
+                )
                 warnings.filterwarnings("ignore", message="the deadline ")
                 ended = None
                 frame = work()

@@ -27,6 +27,7 @@ from ..schema import Schema
 from ..store.folder import Folder
 from ..store.reuse import Dedup, check_dedup
 from ..store.reuse import run as run_with_reuse
+from ..traces import shortened
 from .conversations import read_examples, read_prefix
 from .deadline import read_deadline
 from .options import Sampling, ScatterOptions, TreeOptions
@@ -84,9 +85,9 @@ class PreparedCall:
         how |= {"deadline": self.deadline, "priority": self.priority}
         return await run_with_reuse(self.pool, prompts, self.spec, columns, listeners, pending, stats, **how)
 
-    def listeners(self, label: str) -> list[Listener]:
+    def listeners(self, label: str, stats: RunStats) -> list[Listener]:
         """The listeners of a run with this label: its bar, if one is shown."""
-        return [progress.Bar(label)] if self.progress else []
+        return [progress.Bar(label, stats)] if self.progress else []
 
     def shown(self, run: Run) -> Run:
         """Show a run in a monitor if this call asks for one, and return it."""
@@ -121,7 +122,7 @@ def arguments(
     own = {n: p.default for n, p in inspect.signature(verb).parameters.items() if p.kind is p.KEYWORD_ONLY}
     for name in options:
         if name not in own:
-            raise TypeError(_refusal(verb.__name__, name, list(own)))
+            raise shortened(TypeError(_refusal(verb.__name__, name, list(own))))
     numpy = {name: plain_scalar(value) for name, value in options.items() if isinstance(value, np.generic)}
     found = {**_DEFAULTS, **own, **options, **numpy}
     found["deadline"] = read_deadline(found["deadline"])  # first: the time of all that follows counts, too

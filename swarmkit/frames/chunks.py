@@ -36,7 +36,7 @@ MAX_CHUNKS = 3
 _FEW_ROWS = 1024
 
 _COUNTS = (
-    *("rows", "answered", "reused", "stored", "kept", "failed", "not_asked"),
+    *("rows", "answered", "reused", "stored", "kept", "failed", "skipped", "not_asked"),
     *("cut", "truncated", "requests", "failed_requests"),
     *("invalid", "repaired", "given_up"),
     *("prompt_tokens", "completion_tokens", "_counted"),
@@ -88,7 +88,7 @@ class ChunkedScatter:
         self._late = ""  # the error of the rows that the deadline leaves, once it does
         self._rows, self._started, self._known = rows, 0, 0
         self.stats = RunStats()
-        self._listeners = Listeners(call.listeners("scatter"), self.stats.listener_errors)
+        self._listeners = Listeners(call.listeners("scatter", self.stats), self.stats.listener_errors)
         self.causes = FailureSummary()
 
     def __iter__(self) -> Iterator[pd.DataFrame]:

@@ -311,7 +311,7 @@ class _Pipeline:
 
     async def _work(self, calls: Sequence[PreparedCall], stats: RunStats) -> Failure | None:
         self.stats = stats
-        self._listeners = Listeners(calls[0].listeners("pipeline"), stats.listener_errors)
+        self._listeners = Listeners(calls[0].listeners("pipeline", stats), stats.listener_errors)
         self.parts = [_Part(self, *each) for each in zip(range(len(calls)), self._frames, calls, strict=True)]
         failure, cancelled, error = None, True, ""
         try:

@@ -142,12 +142,11 @@ class ScatterFrame:
 
     def start(self, call: PreparedCall, listeners: Sequence[Listener] = ()) -> Run:
         """Start a run that sends the prompts."""
-        notified = [*call.listeners(self.label), *listeners]
         call, send = sender(call, self.df)
 
         async def work(stats: RunStats) -> Failure | None:
             async with aclosing(call):
-                return await self._send(send, notified, stats)
+                return await self._send(send, [*call.listeners(self.label, stats), *listeners], stats)
 
         hint = self.hint()
         handle = Run(

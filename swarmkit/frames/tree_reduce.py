@@ -169,7 +169,8 @@ class ReductionTrees:
                     settle(row, columns.response(row) if columns.is_settled(row) else None)
 
         self._collect = collect
-        failure = await call.send(Prompts(list(prompts)), columns, call.listeners(f"tree_reduce level {level}"), stats)
+        shown = call.listeners(f"tree_reduce level {level}", stats)
+        failure = await call.send(Prompts(list(prompts)), columns, shown, stats)
         if failure is not None:
             raise _NoEndpointLeft(failure)
         collect()

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 
 from ..records import FailureKind
-from ..text import few, printable
+from ..text import few, plural, printable
 
 __all__ = ["FailureSummary"]
 
@@ -45,9 +45,11 @@ class FailureSummary:
         for words, (count,), rows, endpoints in sorted(self._found.values(), key=lambda c: -c[1][0])[:_SHOWN]:
             named = [*filter(None, endpoints)]
             where = f"; at {few(named, len(named))}" if named else ""
-            lines += [f"  {count:,} x {words}", f"      {self._whose} {few(rows, count)}{where}"]
+            one = self._whose.removesuffix("s")
+            which = one if count == 1 else self._whose
+            lines += [f"  {plural(count, one)}: {words}", f"      {which} {few(rows, count)}{where}"]
         if len(self._found) > _SHOWN:
-            lines.append(f"  and {len(self._found) - _SHOWN} other causes")
+            lines.append(f"  and {plural(len(self._found) - _SHOWN, 'other cause')}")
         return lines
 
 

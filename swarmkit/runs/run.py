@@ -27,6 +27,7 @@ from ..errors import (
 )
 from ..records import Failure, FailureKind
 from ..text import few, plural, table_html
+from ..traces import shortened
 from .failure_summary import FailureSummary
 from .stats import BARE, UNTOLD, RunStats
 
@@ -46,6 +47,7 @@ _NOUNS = {"tree_reduce": "merge", "pipeline": "answer"}  # what a run counts
 _SAME_CALL = "with store= the same call asks only the others"
 _SAME_CALL_ONLY = ("filter", "pipeline", "semantic_entropy")  # they have no only_missing=
 _ONLY_MISSING = "only_missing=True asks only these rows"
+_GOES_ON = "the waiting has ended, and the run goes on: run.partial() has its rows so far, and run.cancel() stops it"
 _GRACE_S = 0.5
 """Seconds after its deadline in which a run ends by itself, once it sends."""
 
@@ -93,7 +95,7 @@ class Run:
     ) -> None:
         global _newest
         self.verb = verb
-        self.stats = RunStats()
+        self.stats = RunStats(noun={"tree_reduce": "merge", "pipeline": "prompt"}.get(verb, "row"))
         self._frame = frame
         self._errors = errors
         self._on_error = on_error
@@ -230,9 +232,12 @@ class Run:
             The run is not over yet.
         """
         until = math.inf if timeout is None else time.monotonic() + timeout
-        while not self._job.done() and (left := until - time.monotonic()) > 0:
-            concurrent.futures.wait([self._job], min(1.0, left))
-            self._warn_of_trouble()
+        try:
+            while not self._job.done() and (left := until - time.monotonic()) > 0:
+                concurrent.futures.wait([self._job], min(1.0, left))
+                self._warn_of_trouble()
+        except KeyboardInterrupt:
+            raise shortened(KeyboardInterrupt(_GOES_ON)) from None
         if not self._job.done():
             raise TimeoutError(f"the run is not over after {timeout} s; {self.stats!r}")
         return self._outcome()
@@ -263,8 +268,7 @@ class Run:
         self._join_watchers()
         again = _SAME_CALL if self.verb in _SAME_CALL_ONLY else "only_missing=True sends only the others"
         return ScatterInterrupted(
-            f"interrupted: {self.stats.known:,} of {self.stats.rows:,} rows are answered. They are in "
-            f"swarmkit.last_run().partial(); {again}",
+            f"interrupted: {self._so_far()} answered. They are in swarmkit.last_run().partial(); {again}",
             self._frame("interrupted"),
         )
 
@@ -303,7 +307,7 @@ class Run:
         causes = FailureSummary("groups" if merges else "rows")
         causes.add(self._errors())
         rows = len(frame) if self.verb in _ASK_AGAIN else self.stats.rows
-        text = causes.text("the merges" if merges else f"{rows:,} rows", self._hint)
+        text = causes.text("the merges" if merges else plural(rows, "row"), self._hint)
         lines = [text] if causes.count else []
         if self.stats.deadline:
             again = f"; on the result {_ONLY_MISSING}" if "only_missing" in self._hint else ""
@@ -362,10 +366,7 @@ class Run:
         try:
             failure = self._job.result()
         except concurrent.futures.CancelledError:
-            raise CancelledError(
-                f"the run was cancelled after {self.stats.known:,} of {self.stats.rows:,} rows; they are in "
-                "run.partial()"
-            ) from None
+            raise CancelledError(f"the run was cancelled after {self._so_far()}; they are in run.partial()") from None
         except NoEndpointsError as exc:
             exc.frame = self._frame("no endpoint could be used")
             raise
@@ -376,7 +377,7 @@ class Run:
             return self._frame(self.left_over() or "no endpoint was left")
         then = "; with only_missing=True that frame's other rows are asked again" if self.verb == "scatter" else ""
         raise NoEndpointsError(
-            f"no endpoint is left: {self.stats.known:,} of {self.stats.rows:,} rows are answered, in .frame of "
+            f"no endpoint is left: {self._so_far()} answered, in .frame of "
             f"this error{then}. The last failure: {failure.describe()}",
             self._frame(f"no endpoint was left. The last failure: {failure.describe()}"),
         )
@@ -396,7 +397,11 @@ class Run:
         return "failed" if error is not None or not (self._job.result() is None or self.stats.deadline) else "done"
 
     def __repr__(self) -> str:
-        return f"<Run {self.verb}: {self.state}, {self.stats.known:,} of {self.stats.rows:,} rows>"
+        so_far = f", {self._so_far()}" if self.stats.rows or self.done() else ""
+        return f"<Run {self.verb}: {self.state}{so_far}>"
+
+    def _so_far(self) -> str:
+        return f"{self.stats.known:,} of {plural(self.stats.rows, self.stats.noun)}"
 
     def _repr_html_(self) -> str:
         return table_html([("run", f"{self.verb}, {self.state}"), *self.stats.summary()])
@@ -458,9 +463,10 @@ def finished(start: Callable[[], Run]) -> pd.DataFrame:
         return start().finish()
     except ScatterInterrupted:
         raise
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as exc:
         run = _newest_here()
         if run is None or run is earlier:
+            shortened(exc)
             raise
     raise run._interrupted()
 

@@ -11,6 +11,7 @@ from ..engine.breaker import Breaker
 from ..engine.columns import UNKNOWN, Columns
 from ..records import Failure, FailureKind, Usage
 from ..text import plural, table_html
+from .counts import Counts, took
 from .events import (
     EndpointChanged,
     RequestEnded,
@@ -26,6 +27,7 @@ from .events import (
     RunStarted,
     RunWaits,
 )
+from .notebook import Slot
 from .picture import picture
 from .roster import Roster
 from .story import Story
@@ -111,6 +113,8 @@ class RunStats:
     reused, stored, kept : int
         Rows with an answer that was not asked for in this run: that of another row with the same prompt; from a store;
         what the frame had already (``only_missing=True``).
+    skipped : int
+        Failed rows that had no prompt, as their text is missing.
     not_asked : int
         Rows that a deadline has left without an answer: not asked, or not answered by then.
     deadline : str
@@ -175,6 +179,12 @@ class RunStats:
         length of its text, and its prompt is a mean one. A prompt that was not counted at all has -1.
     story : Story
         What happened, in order; ``Run.story`` shows it.
+    is_monitored : bool
+        Whether a ``RunMonitor`` shows the run, so that no bar does.
+    bar : Slot or None
+        Where the run's bar is shown in a notebook, as long as that is the bar's place.
+    noun : str
+        What its rows are: those of a tree_reduce are merges, those of a pipeline are prompts.
 
     Examples
     --------
@@ -188,6 +198,7 @@ class RunStats:
     stored: int = 0
     kept: int = 0
     failed: int = 0
+    skipped: int = 0
     not_asked: int = 0
     deadline: str = ""
     cut: int = 0
@@ -227,6 +238,9 @@ class RunStats:
     listener_errors: list[str] = field(default_factory=list)
     lengths: list[tuple[int, int]] = field(default_factory=list)
     story: Story = field(default_factory=Story, compare=False)
+    is_monitored: bool = field(default=False, compare=False)
+    bar: Slot | None = field(default=None, compare=False)
+    noun: str = field(default="row", compare=False)
     _log: list[RequestRecord] = field(default_factory=list)
     _open: dict[int, RequestSent] = field(default_factory=dict)
     _usage: dict[int, Usage] = field(default_factory=dict, compare=False)  # by ticket
@@ -470,6 +484,13 @@ class RunStats:
         """Rows answered a second."""
         return self.answered / self.time_s if self.time_s > 0 else 0.0
 
+    def counts(self) -> Counts:
+        """What has become of the rows so far."""
+        cut = self.cut if self.max_tokens > 1 else 0
+        return Counts(
+            self.rows, self.answered, self.reused, self.stored, self.kept, self.failed, self.skipped, cut, self.time_s
+        )
+
     def apart(self) -> dict[str, int]:
         """Rows that were not asked, by why; answers that are cut off, and prompts that were cut: those there are."""
         counts = {"reused": self.reused, "stored": self.stored, "kept": self.kept, "not asked": self.not_asked}
@@ -494,7 +515,7 @@ class RunStats:
     def cuts(self) -> list[str]:
         """What was cut, a line each. One token an answer is asked for by who wants no more."""
         lines = []
-        if self.cut and self.max_tokens > 1:
+        if self.counts().cut:
             answers = _were(self.cut, self.answered * self.samples, "answer")
             lines.append(f"{answers} cut off at max_tokens={self.max_tokens}: raise max_tokens=")
         if self.truncated:
@@ -543,7 +564,11 @@ class RunStats:
     def summary(self) -> list[tuple[str, str]]:
         """Label and value, for what is worth showing."""
         sizes = sorted(self.batch_sizes)
-        shown = "" if not sizes else f"{sizes[0]}" if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
+        shown = ""
+        if sizes:
+            one = len(sizes) == 1
+            shown = f" of {plural(sizes[0], 'row')}" if one else f" of {sizes[0]:,} to {plural(sizes[-1], 'row')}"
+        skipped = f" ({self.skipped:,} without a prompt)" if self.skipped else ""
         extras = {
             "failed requests": self.failed_requests,
             "retries": self.retries,
@@ -552,10 +577,10 @@ class RunStats:
             "duplicated rows": self.reissues,
         }
         return [
-            ("rows", f"{self.answered:,} answered, {self.failed:,} failed, of {self.rows:,}"),
+            (f"{self.noun}s", f"{self.answered:,} answered, {self.failed:,} failed{skipped}, of {self.rows:,}"),
             *self._not_asked(),
-            ("time", f"{self.time_s:.1f} s ({self.rows_per_s:.1f} rows/s)"),
-            ("requests", f"{self.requests:,}" + (f", {shown} rows each" if shown else "")),
+            ("time", f"{took(self.time_s)} ({self.rows_per_s:.1f} {self.noun}s/s)"),
+            ("requests", f"{self.requests:,}{shown}"),
             ("tokens", _tokens(self.prompt_tokens, self.completion_tokens) + self._uncounted()),
             *self._prefix_caches(),
             *([("shared", f"others used {plural(self.shared, 'endpoint')} at the same time")] if self.shared else []),
@@ -604,8 +629,8 @@ class RunStats:
         failed = f", {self.failed:,} failed" if self.failed else ""
         failed += "".join(f", {count:,} {name}" for name, count in self.apart().items())
         return (
-            f"<RunStats: {self.answered:,} of {self.rows:,} rows answered{failed} in {self.time_s:.1f} s "
-            f"({self.rows_per_s:.1f} rows/s), {plural(self.requests, 'request')}>"
+            f"<RunStats: {self.answered:,} of {plural(self.rows, self.noun)} answered{failed} in {took(self.time_s)} "
+            f"({self.rows_per_s:.1f} {self.noun}s/s), {plural(self.requests, 'request')}>"
         )
 
     def _repr_html_(self) -> str:

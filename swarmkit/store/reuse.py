@@ -76,6 +76,7 @@ async def run(
     """
     stats.rows += len(prompts.texts)
     stats.failed += len(prompts.errors)
+    stats.skipped += len(prompts.errors)
     stats.max_tokens = 0 if spec.params.get("ignore_eos") else spec.max_tokens  # such answers never end by themselves
     still = await io_thread.run_on_loop(present(pool, stats))
     spec = await io_thread.run_on_loop(still.complete(spec))

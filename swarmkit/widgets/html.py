@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import html
 
-__all__ = ["BLUE", "GREEN", "GREY", "ORANGE", "RED", "SKY", "block", "cell", "cut", "dot", "esc", "faint"]
+from ..runs.notebook import BLUE, ORANGE, RED
 
-# Okabe and Ito (2008), as in the plots; a shape or a word always has the same meaning as the colour.
-BLUE, SKY, GREEN, ORANGE, RED, GREY = "#0072B2", "#56B4E9", "#009E73", "#E69F00", "#D55E00", "#8a8a8a"
+__all__ = ["BLUE", "GREEN", "GREY", "ORANGE", "RED", "block", "cell", "cut", "dot", "esc", "faint", "name_cell"]
+
+# A shape or a word always has the same meaning as the colour.
+GREEN, GREY = "#009E73", "#8a8a8a"
+_FIT = "overflow:hidden;text-overflow:ellipsis;white-space:nowrap"
+_TAIL = 12
 _SHAPES = {GREEN: "●", BLUE: "●", ORANGE: "◐", RED: "✖", GREY: "○"}
 
 
@@ -39,8 +43,17 @@ def faint(text: object) -> str:
 def cell(text: object, style: str = "") -> str:
     """Text that is cut off where its cell ends; the tooltip has all of it."""
     shown = esc(text)
-    fit = "overflow:hidden;text-overflow:ellipsis;white-space:nowrap"
-    return f'<span title="{shown}" style="{fit};{style}">{shown}</span>'
+    return f'<span title="{shown}" style="{_FIT};{style}">{shown}</span>'
+
+
+def name_cell(name: str) -> str:
+    """A name of an endpoint that is cut in its middle where its cell is narrow: names of nodes often differ in their
+    last characters. The tooltip has all of it."""
+    if len(name) <= 2 * _TAIL:
+        return cell(name)
+    head, tail = esc(name[:-_TAIL]), esc(name[-_TAIL:])
+    parts = f'<span style="{_FIT}">{head}</span><span style="flex:none;white-space:nowrap">{tail}</span>'
+    return f'<span title="{esc(name)}" style="display:flex;min-width:0">{parts}</span>'
 
 
 def block(inner: str, style: str = "") -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextvars
 import threading
 import time
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import ipywidgets
 from IPython.display import display
 
+from ..runs.notebook import Slot
 from ..runs.run import Run
 from .html import block, faint
 from .refresh import follow
@@ -23,8 +23,8 @@ class RunMonitor(ipywidgets.VBox):
 
     It reads the run's ``stats`` three times a second, on a thread of its own: the run does not wait for it, and it
     can be opened at any time during a run. A *Stop* button cancels the run; while a cell waits for the run
-    (``scatter(..., monitor=True)``), a note says to interrupt the kernel instead. When the run has ended, the widget
-    is replaced by a static snapshot, which a saved notebook keeps.
+    (``scatter(..., monitor=True)``), a note says to interrupt the kernel instead. When the run has ended, a static
+    snapshot takes the widget's place, which a saved notebook keeps. A run that is shown has no bar.
 
     Parameters
     ----------
@@ -46,7 +46,7 @@ class RunMonitor(ipywidgets.VBox):
     def __init__(self, run: Run) -> None:
         self._run = run
         self._pace = Pace()
-        self._cells: list[contextvars.Context] = []  # of the cells that show the widget
+        self._slot = Slot()
         self._ended = False
         self._lock = threading.Lock()
         self._view = ipywidgets.HTML()
@@ -68,7 +68,7 @@ class RunMonitor(ipywidgets.VBox):
         running = state in ("running", "cancelling")
         elapsed_s = time.monotonic() - stats._began if running and stats.endpoints else stats.time_s
         if stats.endpoints:
-            self._pace.add(elapsed_s, stats.answered + stats.reused)
+            self._pace.add(elapsed_s, stats.answered)
         newest = self._run.newest() if running else []
         self._view.value = run_html(self._run.verb, state, stats, self._pace, elapsed_s, newest)
         if not running:
@@ -83,24 +83,30 @@ class RunMonitor(ipywidgets.VBox):
         self._note.value = block(faint(note)) if note else ""
 
     def _end(self) -> None:
-        """Display the static snapshot in every cell that shows the widget, and hide the widget."""
         with self._lock:
             self._ended = True
-            for cell in self._cells:
-                cell.run(display, self._snapshot(), raw=True)
-            if self._cells:
-                self.layout.display = "none"
+            self._slot.replace(self._snapshot())
 
-    def _snapshot(self) -> dict[str, str]:
-        return {"text/plain": repr(self._run), "text/html": self._view.value}
+    def _snapshot(self) -> dict[str, Any]:
+        """What stays. It is beside the widget from the start, for front ends that have none."""
+        run = self._run
+        what = run.verb if run.state == "done" else f"{run.verb}, {run.state}"
+        return {"text/plain": run.stats.counts().line(what, run.stats.noun), "text/html": self._view.value}
 
     def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, Any]:
+        shown: dict[str, Any] = {} if self._ended else super()._repr_mimebundle_(**kwargs)
+        return {**shown, **self._snapshot()}
+
+    def _ipython_display_(self) -> None:
+        """Show it in this cell: in the place of the run's bar, if that is here."""
+        stats = self._run.stats
         with self._lock:
-            if self._ended:
-                return self._snapshot()
-            self._cells.append(contextvars.copy_context())
-        shown: dict[str, Any] = super()._repr_mimebundle_(**kwargs)
-        return shown
+            stats.is_monitored, bar = True, stats.bar
+            if bar is not None and bar.is_here:
+                stats.bar, self._slot = None, bar
+                self._slot.replace(self._repr_mimebundle_())
+            else:
+                self._slot.show(self._repr_mimebundle_())
 
     def __repr__(self) -> str:
         return f"<RunMonitor: {self._run.verb}>"

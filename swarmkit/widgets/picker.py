@@ -22,8 +22,20 @@ from ..pool.capabilities import known_words
 from ..pool.connect import default_pool, new_pool, set_default_pool
 from ..pool.targets import Target, resolve
 from ..pool.vllm_pool import VLLMPool
+from ..runs.notebook import Slot
 from ..text import plural
-from .endpoint_table import SIZE, header_html, matching, page_of, row_html, status_html, tag_options
+from .endpoint_table import (
+    SIZE,
+    SORTED_BY,
+    header_html,
+    in_order,
+    matching,
+    page_of,
+    row_html,
+    status_html,
+    table_html,
+    tag_options,
+)
 from .refresh import follow
 
 __all__ = ["EndpointPicker"]
@@ -37,8 +49,10 @@ _WIDE = {"flex": "1 1 0", "min_width": "0", "margin": "0"}
 class EndpointPicker(ipywidgets.VBox):
     """A table of endpoints with checkboxes and their health.
 
-    Buttons act on the endpoints that match the filters: *Probe* probes them, *All* adds them to the selection, *None*
-    removes them from it, *Healthy* selects those of them that are up and deselects the others.
+    Buttons act on the endpoints that match the filters: *Probe* probes them and deselects those that are down, *All*
+    adds them to the selection, *None* removes them from it, *Healthy* selects those of them that are up and deselects
+    the others. *Use these* does what ``use`` does. A static table takes the widget's place then, which a saved notebook
+    keeps; show the picker again to change the selection.
 
     Parameters
     ----------
@@ -88,16 +102,21 @@ class EndpointPicker(ipywidgets.VBox):
         self._load_job: io_thread.Job[None] | None = None
         self._n_asked = self._n_answered = 0
         self._lock = threading.RLock()  # callbacks run on the kernel's threads, redraws on ours
+        self._slot = Slot()
+        self._problem = ""  # why the selection cannot be used
 
         self._text = ipywidgets.Text(placeholder="filter: address, tag or model", layout={"width": "240px"})
         self._tag = ipywidgets.Dropdown(options=tag_options(self._endpoints), layout={"width": "180px"})
+        orders = [("in the given order", ""), *((f"sorted by {name}", name) for name in SORTED_BY)]
+        self._by = ipywidgets.Dropdown(options=orders, layout={"width": "150px"})
         self._number = ipywidgets.BoundedIntText(value=1, min=1, max=1, layout={"width": "80px"})
         self._pages = ipywidgets.HTML()
         self._status = ipywidgets.HTML()
         rows = [_Row(self._ticked) for _ in range(min(SIZE, len(self._endpoints)))]
         self._rows = rows
         self._table = ipywidgets.VBox(rows)
-        header = ipywidgets.HBox([ipywidgets.Box(layout=_NARROW), ipywidgets.HTML(header_html(), layout=_WIDE)])
+        self._header = ipywidgets.HTML(header_html(), layout=_WIDE)
+        header = ipywidgets.HBox([ipywidgets.Box(layout=_NARROW), self._header])
         self._pager = ipywidgets.HBox(
             [
                 _button("", "chevron-left", "Previous page", lambda: self._turn(-1)),
@@ -123,7 +142,16 @@ class EndpointPicker(ipywidgets.VBox):
                 lambda: self._choose(self._is_up),
             ),
         ]
-        tools = ipywidgets.HBox([*buttons, self._text, self._tag], layout={"flex_flow": "row wrap"})
+        self._use_button = _button(
+            "Use these",
+            "check",
+            "Make the selected endpoints the default pool, and keep this table as it is",
+            self._use,
+        )
+        self._use_button.button_style = "primary"
+        has_tags = len(self._tag.options) > 1
+        filters = [self._text, *([self._tag] if has_tags else []), self._by, self._use_button]
+        tools = ipywidgets.HBox([*buttons, *filters], layout={"flex_flow": "row wrap"})
         # A narrow cell scrolls the table instead of shrinking it.
         table = ipywidgets.VBox([header, self._table], layout={"min_width": "560px"})
         scroll = ipywidgets.Box([table], layout={"overflow": "auto hidden", "display": "block", "width": "100%"})
@@ -131,7 +159,7 @@ class EndpointPicker(ipywidgets.VBox):
 
         self.selected = self._endpoints
         self.observe(lambda _: self._draw(), "selected")
-        for control in (self._text, self._tag):
+        for control in (self._text, self._tag, self._by):
             control.observe(lambda _: self._filter(), "value")
         self._number.observe(lambda _: self._show_page(), "value")
         self._show_page()
@@ -157,10 +185,28 @@ class EndpointPicker(ipywidgets.VBox):
         return self._source.select([self._index[endpoint] for endpoint in self.selected])
 
     def use(self) -> VLLMPool:
-        """Make the sub-pool the default pool, and return it."""
+        """Make the sub-pool the default pool, and return it. Where the picker is shown, a static table takes its place.
+
+        Raises
+        ------
+        SettingError
+            Nothing is selected.
+        """
         pool = self.pool
         set_default_pool(pool)
+        with self._lock:
+            used = f"{self._chosen()} in use as the default pool"
+            self._slot.replace({"text/plain": used, "text/html": self._static(used)})
+            self._slot = Slot()  # shown again, it is a widget again
         return pool
+
+    def _use(self) -> None:
+        try:
+            self._problem = ""
+            self.use()
+        except SettingError as exc:
+            self._problem = str(exc)
+        self._draw()
 
     def probe(self) -> concurrent.futures.Future[None]:
         """Probe the endpoints that match the filters, as the button does; returns at once.
@@ -185,6 +231,7 @@ class EndpointPicker(ipywidgets.VBox):
             self._n_answered += 1
 
         await probe_all(self._source._core.transport(), endpoints, PROBE_S, record)
+        await asyncio.to_thread(self._deselect_down, endpoints)  # which redraws, and observers may take their time
         await self._ask_load(self._page)
 
     async def _ask_load(self, page: Iterable[int]) -> None:
@@ -195,6 +242,11 @@ class EndpointPicker(ipywidgets.VBox):
 
         await asyncio.gather(*(one(self._endpoints[i]) for i in page if self._is_up(i)))
 
+    def _deselect_down(self, probed: Iterable[AgentEndpoint]) -> None:
+        down = {e for e in probed if self._infos[e.url].status == "down"}
+        if down.intersection(self.selected):
+            self.selected = [e for e in self.selected if e not in down]
+
     def _is_up(self, index: int) -> bool:
         info = self._infos.get(self._endpoints[index].url)
         return info is not None and info.status == "up"
@@ -202,7 +254,8 @@ class EndpointPicker(ipywidgets.VBox):
     # ---- events ------------------------------
 
     def _matches(self) -> list[int]:
-        return matching(self._endpoints, self._infos, self._text.value, self._tag.value)
+        found = matching(self._endpoints, self._infos, self._text.value, self._tag.value or "")
+        return in_order(found, self._endpoints, self._infos, self._by.value)
 
     def _ticked(self, row: _Row) -> None:
         """A checkbox has changed, by a click or because its row now shows another endpoint."""
@@ -247,24 +300,49 @@ class EndpointPicker(ipywidgets.VBox):
             self._number.max, self._number.value = pages, number
             self._pages.value = f"of {pages:,}"
             self._pager.layout.display = "flex" if pages > 1 else "none"
+            self._header.value = header_html(self._by.value)
             rows = self._rows[: len(self._page)]
             for row, index in zip(rows, self._page, strict=True):
-                endpoint = self._endpoints[index]
-                row.box.value = endpoint in selected
-                info, load = self._infos.get(endpoint.url), self._load.get(endpoint.url)
-                does = known_words(self._source._core.memo, info, self._source.model) if info else ""
-                row.text.value = row_html(endpoint, info, load, does)
+                row.box.value = self._endpoints[index] in selected
+                row.text.value = self._row_html(index)
             self._table.children = rows
             probing = self._probe is not None and not self._probe.done()
             self._probe_button.disabled = probing
+            self._use_button.disabled = not selected
             asked = self._n_asked if probing else 0
             problem = None if probing or self._probe is None else self._probe.exception()
+            said = str(problem or self._problem)
             self._status.value = status_html(
-                self._endpoints, self._infos, len(selected), len(matches), asked, self._n_answered, str(problem or "")
+                self._endpoints, self._infos, len(selected), len(matches), asked, self._n_answered, said
             )
 
+    def _row_html(self, index: int) -> str:
+        endpoint = self._endpoints[index]
+        info, load = self._infos.get(endpoint.url), self._load.get(endpoint.url)
+        does = known_words(self._source._core.memo, info, self._source.model) if info else ""
+        return row_html(endpoint, info, load, does)
+
+    def _static(self, note: str = "") -> str:
+        """The page as it is now. Without widgets it is what shows."""
+        with self._lock:
+            selected = set(self.selected)
+            rows = [(self._endpoints[i] in selected, self._row_html(i)) for i in self._page]
+            others = len(self._endpoints) - len(rows)
+            said = [note, f"{plural(others, 'other endpoint')} not shown" if others else ""]
+            return table_html(self._status.value, self._by.value, rows, "; ".join(filter(None, said)))
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, Any]:
+        shown: dict[str, Any] = super()._repr_mimebundle_(**kwargs)
+        return {**shown, "text/plain": repr(self), "text/html": self._static()}
+
+    def _ipython_display_(self) -> None:
+        self._slot.show(self._repr_mimebundle_())
+
+    def _chosen(self) -> str:
+        return f"{len(self.selected):,} of {plural(len(self._endpoints), 'endpoint')}"
+
     def __repr__(self) -> str:
-        return f"<EndpointPicker: {len(self.selected):,} of {plural(len(self._endpoints), 'endpoint')} selected>"
+        return f"<EndpointPicker: {self._chosen()} selected>"
 
 
 class _Row(ipywidgets.HBox):

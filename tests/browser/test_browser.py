@@ -107,10 +107,10 @@ def test_pick_probe_filter_tick(lab: Any, shots: Path) -> None:
         expect(area).to_contain_text("15 shown")
         press("None")
         area.locator("input[type=checkbox]").nth(1).click()
-        expect(area).to_contain_text("32 of 46 endpoints selected")
+        expect(area).to_contain_text("31 of 46 endpoints selected")  # the one that is down was unticked
         area.get_by_placeholder("filter").fill("")
         chosen = json.loads(page.run(2))
-        assert chosen == ["127.0.0.1", *(f"127.0.0.{i + 1}" for i in range(45) if i % 3 != 1 or i == 4)]
+        assert chosen == [*(f"127.0.0.{i + 1}" for i in range(45) if i % 3 != 1 or i == 4)]
         page.run(3)  # in code
         expect(area).to_contain_text("2 of 46 endpoints selected")
         assert [box.is_checked() for box in area.locator("input[type=checkbox]").all()][:4] == [
@@ -253,6 +253,58 @@ def test_an_interrupt_ends_a_waiting_cell_within_a_second(lab: Any, shots: Path)
         assert (state, there) == ("cancelled", answered)
         expect(page.area(2)).to_contain_text(f"{int(answered):,} of 20,000 rows")
         shoot(page, shots, "interrupted", 2)
+
+
+def test_a_saved_notebook_shows_how_it_ended_to_who_has_no_kernel(lab: Any, shots: Path) -> None:
+    from playwright.sync_api import expect
+
+    lab.write(
+        "ended",
+        [
+            SETUP,
+            "df = pd.DataFrame({'gene': [f'gene{i:05}' for i in range(2_000)]})\ndf.loc[3, 'gene'] = None\n"
+            "picker = sk.EndpointPicker([('127.0.0.1', 9), *ends], model='echo')\npicker.probe().result()\npicker",
+            "df.swarm.scatter('What does {gene} do in the cell?', max_tokens=64).head(3)",
+            "df.swarm.scatter('What does {genes} do in the cell?')",
+            "run = df.head(300).swarm.submit('Where is {gene} in the cell?', max_tokens=64)\nsk.RunMonitor(run)",
+            "done = run.result()",
+        ],
+    )
+    with lab.open("ended") as page:
+        page.run(0)
+        page.run(1)
+        expect(page.area(1)).to_contain_text("45 of 46 endpoints selected")
+        shoot(page, shots, "picker-probed", 1)
+        page.area(1).get_by_role("button", name="Use these").click()
+        expect(page.area(1)).to_contain_text("45 of 46 endpoints in use as the default pool")
+        page.start(2)
+        expect(page.area(2)).to_contain_text(" of 2,000 rows · ")
+        shoot(page, shots, "bar", 2)
+        page.tab.wait_for_function("window.panel.sessionContext.session.kernel.status === 'idle'")
+        page.start(3)
+        page.wait_idle()
+        page.run(4)
+        page.run(5)
+        expect(page.area(4)).to_contain_text("scatter: done")
+        shoot(page, shots, "ended", 1)
+        shoot(page, shots, "ended-below", 3)
+        page.save()
+        assert page.strangers == []
+    saved = lab.folder / "notebooks" / "ended.ipynb"
+    saved.rename(saved.with_name("ended-reopened.ipynb"))
+    with lab.open("ended-reopened") as page:
+        page.tab.wait_for_timeout(2000)  # what is looked for must have had its time to come
+        everything = page.tab.locator(".jp-Notebook")
+        expect(everything).not_to_contain_text("Error displaying widget")
+        expect(page.area(1)).to_contain_text("45 of 46 endpoints in use as the default pool")
+        expect(page.area(2)).to_contain_text("scatter: 2,000 rows, 1,999 answered, 1 failed (1 without a prompt), ")
+        expect(page.area(2)).to_contain_text("1 of 2,000 rows failed:")
+        expect(page.area(3)).to_contain_text("%tb Plain shows the whole trace.")
+        expect(page.area(3)).not_to_contain_text("swarmkit/frames")
+        expect(page.area(4)).to_contain_text("scatter: done")
+        assert page.area(4).locator(".jp-OutputArea-child").count() == 1
+        shoot(page, shots, "ended-reopened", 1)
+        shoot(page, shots, "ended-reopened-below", 3)
 
 
 def test_hostile_text_shows_as_text_and_runs_nothing(lab: Any, shots: Path) -> None:

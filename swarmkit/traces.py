@@ -1,0 +1,56 @@
+"""How an error of swarmkit shows in IPython: its message and the user's own lines, not the frames inside the package.
+
+IPython asks an exception that has a method ``_render_traceback_`` for the lines to show. Elsewhere, and in every other
+``%xmode`` than the default one, the trace is Python's or IPython's own. Knows nothing of the rest of the package.
+"""
+
+from __future__ import annotations
+
+import linecache
+import os
+import sys
+import sysconfig
+import traceback
+from typing import Any, TypeVar
+
+__all__ = ["shortened", "trace_lines"]
+
+_PACKAGE = os.path.dirname(__file__) + os.sep
+_INSTALLED = tuple({sysconfig.get_path(name) + os.sep for name in ("stdlib", "purelib", "platlib")})
+_WHOLE = "%tb Plain shows the whole trace."
+
+E = TypeVar("E", bound=BaseException)
+
+
+def trace_lines(error: BaseException) -> list[str]:
+    """What IPython shows of an error: a list of lines, the last of which says how to see all of the trace."""
+    shell = sys.modules["IPython"].get_ipython()
+    formatter = shell.InteractiveTB
+    if formatter.mode != "Context":  # the user has asked for another one, as %tb Plain does
+        whole: list[str] = formatter.structured_traceback(type(error), error, error.__traceback__)
+        return whole
+    name = type(error).__name__
+    if str(shell.colors).lower() != "nocolor":
+        name = f"\x1b[31m{name}\x1b[39m"
+    message = str(error)
+    return [f"{name}: {message}" if message else name, "", *_own_lines(error, shell), "", _WHOLE]
+
+
+def _own_lines(error: BaseException, shell: Any) -> list[str]:
+    """Where the user's code was on its way into the package, the outermost line first."""
+    found = []
+    for frame, number in traceback.walk_tb(error.__traceback__):
+        path = frame.f_code.co_filename
+        if path.startswith(_PACKAGE):
+            break
+        if not path.startswith(_INSTALLED):
+            label = shell.compile.format_code_name(path)
+            where = f"{' '.join(label)}, line {number}" if label else f"{path}, line {number}"
+            found += [where, f"    {linecache.getline(path, number, frame.f_globals).strip()}"]
+    return found
+
+
+def shortened(error: E) -> E:
+    """Let one error of Python's own, such as a TypeError or a KeyboardInterrupt, show as those of swarmkit do."""
+    error._render_traceback_ = lambda: trace_lines(error)  # type: ignore[attr-defined] # IPython looks for it
+    return error

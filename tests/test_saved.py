@@ -1,0 +1,184 @@
+"""What a notebook keeps of bars, monitors, pickers, warnings and errors: as saved, and as HTML without a kernel."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+from nbconvert import HTMLExporter
+
+CELLS = {
+    "setup": """
+import os, signal, threading, time, warnings
+import pandas as pd, swarmkit as sk
+swarm = sk.local(2, engine="echo", tokens_per_s=50, max_num_seqs=8)
+pool = sk.connect(swarm)
+df = pd.DataFrame({"t": [f"<b>{i}</b> and more words" for i in range(60)]})
+df.loc[3, "t"] = None
+many = pd.DataFrame({"t": [f"number {i}" for i in range(600)]})
+def interrupt(earlier):
+    # Interrupts this kernel once the run after an earlier one has 20 answers.
+    def wait():
+        while sk.last_run() is earlier or sk.last_run().stats.answered < 20:
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+    threading.Thread(target=wait).start()
+""",
+    "bar": """out = df.swarm.scatter("Say {t}", max_tokens=60)""",
+    "short bar": """out = df.tail(2).swarm.scatter("Say {t}", max_tokens=60)""",
+    "recorded": """
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    df.head(5).swarm.scatter("Say {t}", max_tokens=60, progress=False)
+print(len(caught), caught[0].category.__name__)
+""",
+    "filtered": """
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", sk.SwarmWarning)
+    out = df.head(5).swarm.scatter("Say {t}", max_tokens=60, progress=False)
+with warnings.catch_warnings():
+    warnings.simplefilter("error", sk.SwarmWarning)
+    try:
+        df.head(5).swarm.scatter("Say {t}", max_tokens=60, progress=False)
+    except sk.SwarmWarning:
+        print("raised")
+""",
+    "other warning": """warnings.warn("of somebody else")""",
+    "wrong value": """
+def ask(frame):
+    return frame.swarm.scatter("Say {t}", max_tokens=-1)
+
+ask(df)
+""",
+    "wrong name": """df.swarm.scatter("Say {t}", max_token=1)""",
+    "whole trace": """%tb Plain""",
+    "interrupted": """
+interrupt(sk.last_run())
+many.swarm.scatter("Say again {t}", max_tokens=60)
+""",
+    "submitted": """
+run = df.head(3).swarm.submit("Now say {t}", max_tokens=60)
+sk.RunMonitor(run)
+""",
+    "waiting": """
+slow = many.swarm.submit("Slowly say {t}", max_tokens=60, progress=False)
+interrupt(None)
+slow.result()
+""",
+    "over": """
+slow.cancel()
+out = run.result()
+""",
+    "picker": """
+picker = sk.EndpointPicker(swarm)
+picker.probe().result()
+picker
+""",
+    "used": """chosen = picker.use()""",
+    "end": """swarm.stop()""",
+}
+PLACES = {name: place for place, name in enumerate(CELLS)}
+
+
+@pytest.fixture(scope="module")
+def saved() -> Any:
+    """A notebook of these cells, as it is saved once all were run."""
+    made = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code.strip()) for code in CELLS.values()])
+    NotebookClient(made, timeout=60, allow_errors=True, kernel_name="python3").execute()
+    return nbformat.reads(nbformat.writes(made), as_version=4)
+
+
+@pytest.fixture(scope="module")
+def page(saved: Any) -> str:
+    """What is seen of it without a kernel."""
+    return re.sub(r"<[^>]*>", "", HTMLExporter().from_notebook_node(saved)[0])
+
+
+def outputs(saved: Any, name: str) -> list[Any]:
+    return list(saved.cells[PLACES[name]].outputs)
+
+
+def said(saved: Any, name: str) -> list[str]:
+    """The text of each output of a cell."""
+    found = []
+    for output in outputs(saved, name):
+        lines = output.get("traceback")
+        found.append("\n".join(lines) if lines else output.get("text") or output["data"]["text/plain"])
+    return [re.sub(r"\x1b\[[\d;]*m", "", text) for text in found]
+
+
+def test_no_output_needs_a_kernel(saved: Any, page: str) -> None:
+    for cell in saved.cells:
+        for output in cell.outputs:
+            assert not [kind for kind in output.get("data", {}) if "widget" in kind], cell.source
+    assert "Error displaying widget" not in page
+    assert "0%|" not in page
+
+
+def test_a_bar_ends_as_what_became_of_the_rows(saved: Any, page: str) -> None:
+    bar, warning = said(saved, "bar")
+    assert re.fullmatch(r"scatter: 60 rows, 59 answered, 1 failed \(1 without a prompt\), \d+\.\d s", bar)
+    assert bar in page
+    assert "background:#0072B2" in outputs(saved, "bar")[0].data["text/html"]
+    assert warning.startswith("SwarmWarning: 1 of 60 rows failed:\n  1 row: missing value in column 't'\n      row 3")
+    (bar,) = said(saved, "short bar")
+    assert bar.startswith("scatter: 2 rows, 2 answered, ")
+
+
+def test_a_warning_is_a_box_without_paths_or_source(saved: Any) -> None:
+    box = outputs(saved, "bar")[1]
+    assert box.output_type == "display_data"
+    assert "<b>1 of 60 rows failed:</b>" in box.data["text/html"]
+    for text in box.data.values():
+        assert not re.search(r"ipykernel|\.py\b|df\.swarm\.scatter\(\"Say", text)
+
+
+def test_warnings_are_recorded_and_filtered_as_ever(saved: Any) -> None:
+    assert said(saved, "recorded") == ["1 SwarmWarning\n"]
+    assert said(saved, "filtered") == ["raised\n"]
+    (other,) = outputs(saved, "other warning")
+    assert other.name == "stderr"
+    assert "UserWarning: of somebody else" in other.text
+
+
+def test_an_error_shows_its_message_and_the_callers_lines(saved: Any) -> None:
+    (shown,) = said(saved, "wrong value")
+    assert shown.startswith("SettingError: max_tokens=-1: must be ")
+    assert re.search(
+        r"\n\nCell In\[\d+\], line 4\n    ask\(df\)\nCell In\[\d+\], line 2\n    return frame\.swarm", shown
+    )
+    assert "swarmkit/" not in shown
+    assert shown.splitlines()[-1] == "%tb Plain shows the whole trace."
+    (shown,) = said(saved, "wrong name")
+    assert shown.startswith("TypeError: ")
+    assert len(shown.splitlines()) == 6
+    (whole,) = said(saved, "whole trace")
+    assert "swarmkit/frames/call.py" in whole
+
+
+def test_an_interrupt_shows_what_is_kept(saved: Any) -> None:
+    bar, shown = said(saved, "interrupted")
+    kept = int(re.match(r"scatter, ended early: 600 rows, (\d+) answered, \d+ left", bar)[1])  # type: ignore[index]
+    assert shown.startswith(f"ScatterInterrupted: interrupted: {kept} of 600 rows answered. They are in ")
+    assert "\n    many.swarm.scatter(" in shown
+    assert "swarmkit/" not in shown
+    (shown,) = said(saved, "waiting")
+    assert shown.startswith("KeyboardInterrupt: the waiting has ended, and the run goes on")
+    assert "\n    slow.result()" in shown
+
+
+def test_a_run_has_one_display(saved: Any, page: str) -> None:
+    (shown,) = said(saved, "submitted")
+    assert re.fullmatch(r"scatter: 3 rows, 3 answered, \d+\.\d s", shown)
+    assert "scatter: done" in page
+    assert said(saved, "over") == []
+
+
+def test_a_picker_ends_as_a_table(saved: Any, page: str) -> None:
+    assert said(saved, "picker") == ["2 of 2 endpoints in use as the default pool"]
+    assert said(saved, "used") == []
+    assert page.count("☑") == 2
+    assert "2 up" in page
