@@ -229,15 +229,18 @@ def test_a_terminal_is_not_controlled_by_what_is_printed():
 
 def test_a_dry_run_says_what_would_be_asked_and_writes_nothing(swarm, host, tmp_path):
     source, out, store = tmp_path / "in.csv", tmp_path / "out.csv", tmp_path / "store"
-    pd.DataFrame({"t": ["a", "b", "b", None, "c", "d"]}).to_csv(source, index=False)
+    pd.DataFrame({"i": range(6), "t": ["a", "b", "b", None, "c", "d"]}).to_csv(source, index=False)
     words = ["scatter", source, "--prompt", "ask {t}", "--temperature", 0, "-o", out, "--store", store, *to(host)]
     run(*words, "--limit", 1)
     out.unlink()
-    done = run(*words, "--limit", 2, "--dry-run")
+    done = run(*words, "--dry-run")
     assert done.returncode == 1
-    assert "of 6 rows 2 would be asked, 1 without a prompt" in done.stderr, done.stderr
+    told = "of 6 rows 3 would be asked, 1 without a prompt, 2 answered already, or asked once with others"
+    assert told in done.stderr, done.stderr
     assert "the first prompt: ask b" in done.stderr
     assert "missing value in column 't'" in done.stderr
+    done = run(*words, "--dry-run", "--limit", 2)
+    assert "of 6 rows 1 would be asked, 4 beyond --limit" in done.stderr, done.stderr
     assert not out.exists()
     assert not Path(f"{out}.part").exists()
     done = run(*words[:-2], "--api-key-env", "NO_SUCH", "--dry-run")

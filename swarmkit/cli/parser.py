@@ -56,6 +56,7 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
         prog="swarmkit", description="Push a table's column of prompts through a swarm of LLM endpoints.",
         epilog="swarmkit COMMAND --help has an example of each. New here? swarmkit demo",
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=17),
     )  # fmt: skip
     top.add_argument("--version", action="version", version=f"swarmkit {__version__}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -270,7 +271,7 @@ def _add_scatter(commands: Any) -> None:
         "failed lines have their error in it:\n"
         "  swarmkit scatter requests.jsonl -o answers.jsonl --store runs/a\n\n" + CODES
     )
-    p = _command(commands, "scatter", "Ask one question per row, and write the table with the answers.", example)
+    p = _command(commands, "scatter", "Ask one question per row; write the table with the answers.", example)
     _add_prompt_options(p, required=False)
     p.add_argument("--n", metavar="N", type=_count, default=1, help="answers per row (1)")
     p.add_argument(
@@ -286,12 +287,12 @@ def _add_preview(commands: Any) -> None:
     example = (
         'example:\n  swarmkit preview papers.csv --prompt "Summarise: {abstract}" \\\n'
         "    --hostfile agents.hostfile\n\n"
-        "One server is asked for its chat template, and for the tokens of these prompts.\n"
+        "One server is asked for its chat template, and for the tokens of these prompts.\n\n"
         f"exit codes:\n  {Exit.OK:<4} these rows would be sent\n"
         f"  {Exit.ROWS_FAILED:<4} some would not\n  {Exit.USAGE:<4} wrong usage or input\n"
         f"  {Exit.NO_ENDPOINT:<4} no endpoint was usable\n"
     )
-    p = _command(commands, "preview", "Show what would be sent for the first rows, and send none of them.", example)
+    p = _command(commands, "preview", "Show what would be sent for the first rows; send none of them.", example)
     _add_prompt_options(p)
     p.add_argument("--rows", metavar="N", type=_count, default=3, dest="limit", help="rows to show (3)")
     _add_input_options(p)
@@ -304,8 +305,8 @@ def _add_estimate(commands: Any) -> None:
     example = (
         'example:\n  swarmkit estimate papers.csv --prompt "Summarise: {abstract}" \\\n'
         "    --hostfile agents.hostfile --max-tokens 100 --price 0.15,0.60\n\n"
-        "It asks a sample of the rows; with --store, a scatter does not ask them again.\n"
-        f"exit codes:\n  {Exit.OK:<4} here it is\n  {Exit.ROWS_FAILED:<4} no row of the sample was answered\n"
+        "It asks a sample of the rows; with --store, a scatter does not ask them again.\n\n"
+        f"exit codes:\n  {Exit.OK:<4} the estimate was made\n  {Exit.ROWS_FAILED:<4} no row of the sample was answered\n"
         f"  {Exit.USAGE:<4} wrong usage or input\n  {Exit.NO_ENDPOINT:<4} no endpoint was usable\n"
     )
     p = _command(commands, "estimate", "Say how long a scatter will take, and what it will cost.", example)
@@ -339,7 +340,7 @@ def _add_tree_reduce(commands: Any) -> None:
         "    --prompt $'Merge these findings into one:\\n{responses}' \\\n"
         "    --hostfile agents.hostfile -o findings.csv\n\n" + CODES
     )
-    p = _command(commands, "tree-reduce", "Merge a column of texts into one answer per group, level by level.", example)
+    p = _command(commands, "tree-reduce", "Merge a column of texts into one answer per group.", example)
     p.add_argument("--column", metavar="C", required=True, help="the column of texts")
     p.add_argument("--prompt", metavar="TEMPLATE", required=True,
                    help="text with {responses}; {level} and the columns of --by are optional")  # fmt: skip
@@ -359,12 +360,7 @@ def _add_compare(commands: Any) -> None:
         "example:\n  swarmkit compare papers.csv --hostfile agents.hostfile --max-tokens 100 \\\n"
         '    --prompt "Summarise: {abstract}" --batch-sizes 1,10,100 --plot batching.png\n\n' + CODES
     )
-    p = _command(
-        commands,
-        "compare",
-        "Measure batch against single requests on your endpoints, with a sample of a table.",
-        example,
-    )
+    p = _command(commands, "compare", "Measure batch against single requests on your endpoints.", example)
     p.add_argument("--prompt", metavar="TEMPLATE", required=True, help="text with {column} placeholders, or a column")
     p.add_argument("--sample", metavar="N", type=_count, default=256, help="rows to measure on (256)")
     p.add_argument("--repeats", metavar="N", type=_count, default=3, help="runs of each mode; a verdict needs 3 (3)")
@@ -400,7 +396,7 @@ def _add_wait(commands: Any) -> None:
         f"exit codes:\n  {Exit.OK:<4} enough endpoints are up\n  {Exit.USAGE:<4} wrong usage\n"
         f"  {Exit.NO_ENDPOINT:<4} the time ran out before enough were up\n"
     )
-    p = _command(commands, "wait", "Wait until a cluster's servers are up; write a hostfile of those.", example)
+    p = _command(commands, "wait", "Wait until a cluster's servers are up; write their hostfile.", example)
     p.add_argument("--output", metavar="READY", type=Path, help="file to write the healthy endpoints to")
     p.add_argument("--min", metavar="N", type=_share, default=1.0, dest="min_ready",
                    help="endpoints to wait for: a number (90) or a share (0.9); all by default")  # fmt: skip
@@ -424,12 +420,10 @@ def _add_launch(commands: Any) -> None:
         "example:\n  swarmkit launch --template job.slurm --nodes 16 --per-node 4 \\\n"
         "    --model Qwen/Qwen3-8B\n"
         "  sbatch -A ACCOUNT -p PARTITION job.slurm\n\n"
-        "It writes the script and submits nothing. Words after -- are options of the server:\n"
+        "It writes the script and submits nothing. Words after -- go to the server:\n"
         "  swarmkit launch ... -- --max-model-len 8192\n"
     )
-    p = _command(
-        commands, "launch", "Write a job script that starts servers on a cluster and lists them in a hostfile.", example
-    )
+    p = _command(commands, "launch", "Write a job script that starts servers on a cluster's nodes.", example)
     p.add_argument("--template", choices=tuple(SUBMIT), required=True, help="the script of which batch system")
     p.add_argument("--model", metavar="M", help="the model to serve, a name or a path; the server's own by default")
     p.add_argument("--nodes", metavar="N", type=_count, required=True, help="nodes of the job")
@@ -459,7 +453,7 @@ def _add_serve(commands: Any) -> None:
         "written to a file that only you can read, and a message shows how to load it in\n"
         "the second terminal. Only this machine can reach the endpoint. Ctrl-C stops it.\n"
     )
-    p = _command(commands, "serve", "Run an OpenAI-compatible endpoint on this machine, until Ctrl-C.", example)
+    p = _command(commands, "serve", "Run an OpenAI-compatible endpoint on this machine.", example)
     p.add_argument("--engine", choices=("auto", "echo", "openvino", "wordllama"), default="auto",
                    help="openvino: a small model on the CPU; echo: no model; wordllama: embeddings, no text; auto: "
                    "openvino if installed")  # fmt: skip
@@ -475,7 +469,7 @@ def _add_demo(commands: Any) -> None:
     example = (
         "example:\n  swarmkit demo\n\nIt takes one to three minutes. The first time, it downloads the model (93 MB).\n"
     )
-    p = _command(commands, "demo", "Run a demonstration: two endpoints on this machine, a table of genes.", example)
+    p = _command(commands, "demo", "Run a demonstration: two endpoints here, a table of genes.", example)
     p.add_argument("--n", metavar="N", type=_count, default=2, help="endpoints to start (2)")
     p.add_argument("--engine", choices=("auto", "openvino", "echo"), default="auto", help="as for swarmkit serve")
     p.add_argument("--limit", metavar="ROWS", type=_count, default=64, help="rows of the table, of 397 (64)")
