@@ -34,12 +34,9 @@ from .terminal import say
 if TYPE_CHECKING:
     import pandas as pd
 
-    from ..frames.call import PreparedCall
     from ..frames.chunks import ChunkedScatter
     from ..frames.scatter import ScatterFrame
     from ..pool.vllm_pool import VLLMPool
-    from .batch_file import AskedLines, BatchFile
-    from .chunks import Chunks
     from .job import Job
 
 __all__ = ["Exit", "main"]
@@ -266,7 +263,9 @@ def _scatter(args: argparse.Namespace) -> int:
         return frame
 
     if args.dry_run:
-        return _dry_run(job, map(scatter_frame, job.source.chunks(args.chunk_rows)), call, chunks)
+        from .dry_run import dry_run
+
+        return dry_run(job, map(scatter_frame, job.source.chunks(args.chunk_rows)), call, chunks)
     rows = 0 if args.limit else job.source.rows  # with a limit the bar counts what is asked
     stream = ChunkedScatter(job.source.chunks(args.chunk_rows), scatter_frame, call, rows)
     code = _stream(
@@ -285,30 +284,6 @@ def _model_column(args: argparse.Namespace, head: pd.DataFrame) -> dict[str, str
         return {}
     model, args.model = args.model, None
     return {"model": model}
-
-
-def _dry_run(job: Job, frames: Iterable[ScatterFrame], call: PreparedCall, chunks: Chunks) -> Exit:
-    """Say what would be asked."""
-    from ..analysis.estimate import rows_to_ask
-    from ..runs.failure_summary import FailureSummary
-    from .terminal import clean
-
-    causes, asked, shown = FailureSummary(), 0, ""
-    for frame in frames:
-        rows = rows_to_ask(frame, call)
-        if rows and not asked:
-            shown = f"\nthe first prompt: {clean(frame.prompts.texts[rows[0]])}"
-        asked += len(rows)
-        causes.add((frame.index[row], why) for row, why in frame.prompts.errors.items())
-        chunks.drop()
-    counts = {"without a prompt": causes.count, "beyond --limit": chunks.not_asked}
-    counts["answered already, or asked once with others"] = job.source.rows - asked - sum(counts.values())
-    others = "".join(f", {count:,} {what}" for what, count in counts.items() if count)
-    say(f"dry run: of {plural(job.source.rows, 'row')} {asked:,} would be asked{others}; of "
-        f"{plural(call.pool.size, 'endpoint')}, to {job.output}; nothing was sent or written{shown}")  # fmt: skip
-    if causes.count:
-        say("\n".join(causes.lines()))
-    return Exit.ROWS_FAILED if causes.count else Exit.OK
 
 
 def _stream(
@@ -386,7 +361,9 @@ def _scatter_batch_files(args: argparse.Namespace) -> int:
     asked = lines.asked(pool, args.chunk_rows, model=args.model, max_tokens=args.max_tokens, mode=args.mode)
     call = read_options(arguments(scatter, options))
     if args.dry_run:
-        return _dry_run_of_lines(lines, asked, pool)
+        from .dry_run import dry_run_of_lines
+
+        return dry_run_of_lines(lines, asked, pool)
     stream = ChunkedScatter(asked, lambda group: group, call, lines.rows, SMALL_GROUPS)
     code = _stream(job, stream, lines.answers, lines.rows)
     if lines.unlimited and not args.quiet:
@@ -395,21 +372,6 @@ def _scatter_batch_files(args: argparse.Namespace) -> int:
     if args.store and not args.quiet and code in (Exit.ROWS_FAILED, Exit.INTERRUPTED, Exit.NO_ENDPOINT, Exit.DEADLINE):
         say("to ask only the others again, run the same command with --overwrite")
     return code
-
-
-def _dry_run_of_lines(lines: BatchFile, asked: Iterable[AskedLines], pool: VLLMPool) -> Exit:
-    from ..runs.failure_summary import FailureSummary
-
-    groups = [len(group.index) for group in asked]
-    causes = FailureSummary("lines")
-    for _, errors in lines.answers([]):
-        causes.add(errors.items())
-    kinds = f", in {plural(len(groups), 'group')} with the same parameters" if groups else ""
-    say(f"dry run: of {plural(lines.rows, 'line')} {sum(groups):,} would be asked{kinds}, {causes.count:,} cannot be; "
-        f"of {plural(pool.size, 'endpoint')}; nothing was sent or written")  # fmt: skip
-    if causes.count:
-        say("\n".join(causes.lines()))
-    return Exit.ROWS_FAILED if causes.count else Exit.OK
 
 
 def _unfinished(ended: BaseException) -> str:

@@ -306,7 +306,8 @@ def _add_estimate(commands: Any) -> None:
         'example:\n  swarmkit estimate papers.csv --prompt "Summarise: {abstract}" \\\n'
         "    --hostfile agents.hostfile --max-tokens 100 --price 0.15,0.60\n\n"
         "It asks a sample of the rows; with --store, a scatter does not ask them again.\n\n"
-        f"exit codes:\n  {Exit.OK:<4} the estimate was made\n  {Exit.ROWS_FAILED:<4} no row of the sample was answered\n"
+        f"exit codes:\n  {Exit.OK:<4} the estimate was made\n"
+        f"  {Exit.ROWS_FAILED:<4} no row of the sample was answered\n"
         f"  {Exit.USAGE:<4} wrong usage or input\n  {Exit.NO_ENDPOINT:<4} no endpoint was usable\n"
     )
     p = _command(commands, "estimate", "Say how long a scatter will take, and what it will cost.", example)
