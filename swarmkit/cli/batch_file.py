@@ -169,7 +169,7 @@ class BatchFile:
         if ready:
             frame = pd.DataFrame(ready, columns=_WRITTEN, dtype=object).set_index("line")
             errors = frame["error"].dropna().to_dict().items()
-            found = {_number(where): error["message"].removeprefix(f"{where}: ") for where, error in errors}
+            found = {_number(str(where)): error["message"].removeprefix(f"{where}: ") for where, error in errors}
             yield frame, pd.Series(found, dtype=object)
 
 
