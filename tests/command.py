@@ -65,8 +65,8 @@ def _forking() -> str:
     return address
 
 
-def command(*words: object, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    """Run ``swarmkit WORDS`` to its end, without a standard input."""
+def command(*words: object, env: dict[str, str], stdin: str = os.devnull) -> subprocess.CompletedProcess[str]:
+    """Run ``swarmkit WORDS`` to its end; ``stdin`` is a file."""
     with (
         tempfile.NamedTemporaryFile() as out,
         tempfile.NamedTemporaryFile() as err,
@@ -74,7 +74,7 @@ def command(*words: object, env: dict[str, str]) -> subprocess.CompletedProcess[
     ):
         connection.connect(_forking())
         connection.settimeout(90)
-        job = [[*map(str, words)], env, str(Path.cwd()), os.devnull, out.name, err.name]
+        job = [[*map(str, words)], env, str(Path.cwd()), stdin, out.name, err.name]
         connection.sendall(json.dumps(job).encode() + b"\n")
         code = int(connection.recv(16))
         texts = [Path(file.name).read_text("utf-8") for file in (out, err)]

@@ -41,7 +41,7 @@ from .models import EndpointModel
 from .pace import pace_of
 from .simulate import play
 
-__all__ = ["Estimate", "estimate"]
+__all__ = ["Estimate", "estimate", "rows_to_ask"]
 
 _ROWS_AN_ENDPOINT = 32  # of the sample: fewer at once show little of how an endpoint works when it is busy
 _FIRST = 8  # a part of the sample, one in so many, is asked by itself: the second point of the speed
@@ -111,6 +111,10 @@ class Estimate:
         )
 
     def _repr_html_(self) -> str:
+        return table_html(self.summary())
+
+    def summary(self) -> list[tuple[str, str]]:
+        """Label and value, for what is worth showing."""
         out = f"{self.completion_tokens:,} ({_span(self.completion_band, _count)})"
         money = []
         if self.money is not None and self.money_band is not None:
@@ -118,7 +122,7 @@ class Estimate:
         known = "" if self.full else " (assumed; slots= sets them)"
         failed = f", {self.failed:,} failed" if self.failed else ""
         where = f"{plural(self.endpoints, 'endpoint')}, {self.slots:,} rows at once each{known}"
-        lines = [
+        return [
             ("rows", f"{self.rows:,}, by {self.sampled:,} that were asked{failed}"),
             ("time", f"{duration(self.time_s)} ({_span(self.time_band, duration)})"),
             ("requests", f"{self.requests:,} to {where}"),
@@ -126,7 +130,6 @@ class Estimate:
             ("tokens out", out),
             *money,
         ]
-        return table_html(lines)
 
 
 def _span(band: Band, shown: Callable[[float], str]) -> str:
@@ -194,7 +197,7 @@ def estimate(
     frame = ScatterFrame(df, prompt, given)
     with closing(read_options(given, by_row=True)) as call:
         call = replace(call, owned=False, pool=call.pool._still(), spec=replace(call.spec, details=True))
-        rows = _to_ask(frame, call)
+        rows = rows_to_ask(frame, call)
         if not rows:
             return Estimate(0, 0, 0, call.pool.size, 0, 0, 0, 0.0, (0.0, 0.0), (0.0, 0.0), money=price and 0.0)
         rows.sort(key=lambda row: len(frame.prompts.texts[row] or ""))
@@ -224,7 +227,7 @@ def _policy(batch: BatchPolicy, single: bool, n: int) -> BatchPolicy:
     return batch if n == 1 else replace(batch, max_size=min(1024, batch.first_size * n))
 
 
-def _to_ask(frame: ScatterFrame, call: PreparedCall) -> list[int]:
+def rows_to_ask(frame: ScatterFrame, call: PreparedCall) -> list[int]:
     """Rows that a run would send: not those without a prompt, that have their answer, or whose prompt repeats."""
     prompts = frame.prompts
     pending = range(len(prompts.texts)) if frame.pending is None else frame.pending

@@ -34,7 +34,7 @@ from ..runs.stats import RunStats
 from ..text import printable
 from .formats import format_of, opened
 
-__all__ = ["SMALL_GROUPS", "AskedLines", "BatchFile", "is_batch_file"]
+__all__ = ["SMALL_GROUPS", "AskedLines", "BatchFile", "why_no_batch_file"]
 
 SMALL_GROUPS = 64
 """Groups of lines that run at once where they are small: lines may differ in all their parameters."""
@@ -47,15 +47,18 @@ _COMPLETION_TOKENS = 16  # the protocol's default for completions; chats go on t
 _SEEN = 10  # lines by which a batch file is known
 
 
-def is_batch_file(file: Path) -> bool:
-    """Whether a file is one of batch lines, by its first lines."""
-    if format_of(file) != "jsonl":
-        return False
+def why_no_batch_file(file: Path, form: str | None = None) -> str:
+    """Why a file is not one of batch lines, by its first lines; "" if it is. ``form`` goes before its suffix."""
+    if (form or format_of(file)) != "jsonl":
+        return "its name does not end in .jsonl"
     try:
         with opened(file) as lines:
-            return any(_read(0, "", text).custom_id is not None for text in itertools.islice(lines, _SEEN))
-    except (ValueError, EOFError):  # no text, or no archive
-        return False
+            seen = [_read(0, "", text) for text in itertools.islice(lines, _SEEN) if not text.isspace()]
+    except (ValueError, EOFError):
+        return "it cannot be read as text"
+    if any(line.custom_id is not None for line in seen):
+        return ""
+    return f"of its first line, {seen[0].problem.removeprefix('its ')}" if seen else "it is empty"
 
 
 class BatchFile:
@@ -165,7 +168,15 @@ class BatchFile:
             ready += [self._done.pop(order) for order in sorted(self._done)]
         if ready:
             frame = pd.DataFrame(ready, columns=_WRITTEN, dtype=object).set_index("line")
-            yield frame, frame["error"].dropna().map(lambda error: error["message"])
+            errors = frame["error"].dropna().to_dict().items()
+            found = {_number(str(where)): error["message"].removeprefix(f"{where}: ") for where, error in errors}
+            yield frame, pd.Series(found, dtype=object)
+
+
+def _number(where: str) -> int | str:
+    """The number of a line, where that is all that names it."""
+    number = where.removeprefix("line ")
+    return int(number) if number.isdecimal() else where
 
 
 _WRITTEN = ["line", "id", "custom_id", "response", "error"]

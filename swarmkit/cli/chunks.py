@@ -58,6 +58,10 @@ class Chunks:
         self.not_asked += int(skipped.sum())
         self._chunks.append(_Chunk(read, texts, skipped))
 
+    def drop(self) -> None:
+        """The next chunk is not sent."""
+        self._chunks.popleft()
+
     def finished(self, frame: pd.DataFrame) -> tuple[pd.DataFrame, pd.Series]:
         """The next chunk as it is to be written, and the errors of the rows that were asked."""
         chunk, out = self._chunks.popleft(), self._args.out

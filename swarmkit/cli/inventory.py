@@ -18,6 +18,7 @@ from ..pool.capabilities import RouteCapabilities
 from ..pool.vllm_pool import VLLMPool
 from ..records import RequestSpec
 from ..text import plural
+from .harmless import cell
 from .terminal import clean, text_table
 
 __all__ = ["Family", "Inventory", "take_inventory"]
@@ -91,7 +92,7 @@ class Inventory:
         writer = csv.DictWriter(file, list(found[0]))
         writer.writeheader()
         shown = ({**row, "models": " ".join(row["models"])} if "models" in row else row for row in found)
-        writer.writerows({k: clean(v) if isinstance(v, str) else v for k, v in row.items()} for row in shown)
+        writer.writerows({k: cell(clean(v)) if isinstance(v, str) else v for k, v in row.items()} for row in shown)
         return file.getvalue()
 
     def text(self, width: int) -> str:

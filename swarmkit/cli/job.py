@@ -7,25 +7,39 @@ import shlex
 import signal
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from ..errors import NoEndpointsError, ScatterInterrupted, StoreError
+from ..errors import NoEndpointsError, ScatterInterrupted, SettingError, StoreError
 from ..runs.failure_summary import FailureSummary
 from ..runs.run import last_run
 from ..runs.stats import RunStats
 from ..text import plural
 from .output import plan_output
 from .parser import Exit
-from .source import find_files, scan
-from .terminal import say
+from .source import Reading, find_files, scan
+from .terminal import say, seconds
 from .writer import Writer
 
-__all__ = ["Job"]
+__all__ = ["Job", "how_read", "inputs_of"]
 
 _ASKED_AGAIN = "with --store so that nothing is asked twice"
+
+
+def inputs_of(args: argparse.Namespace) -> list[Path]:
+    """The files of the inputs, which are looked for once: the standard input can be read once."""
+    if "files" not in args:
+        args.files = find_files(args.inputs, args.input_format)
+    found: list[Path] = args.files
+    return found
+
+
+def how_read(args: argparse.Namespace) -> Reading:
+    """How tables are read, by the options."""
+    return Reading(args.na, args.sep, args.input_format, args.raw)
 
 
 class Job:
@@ -42,15 +56,21 @@ class Job:
         output does not have the rows of the input. ``source`` reads inputs that are no tables."""
         self.args, self.error_column, self.completable = args, error_column, completable
         self.batch_file = source is not None  # its lines differ in their limits, and say where an answer was cut off
-        files = find_files(args.inputs)
-        keeps_rows = completable is not None
-        self.output = plan_output(
-            args.output if keeps_rows else args.output or "-", files, stdout=args.format, overwrite=args.overwrite,
-            in_place=args.in_place if keeps_rows else None, stored=bool(getattr(args, "store", None)),
+        files = inputs_of(args)
+        keeps_rows, piped = completable is not None, args.inputs == ["-"]
+        in_place = args.in_place if keeps_rows else None
+        if in_place and "-" in args.inputs:
+            raise SettingError("--in-place: the standard input cannot be replaced; write to a file with -o")
+        form = args.format or (how_read(args).format_of(files[0]) if piped else "csv")
+        output = plan_output(
+            args.output or ("-" if not in_place and (piped or not keeps_rows) else None), files,
+            stdout="csv" if form == "parquet" else form, overwrite=args.overwrite,
+            in_place=in_place, stored=bool(getattr(args, "store", None)), form=args.input_format,
         )  # fmt: skip
+        self.output = replace(output, sep=args.sep, raw=args.raw)
         limit = None if keeps_rows else args.limit
-        self.source: Any = source(files) if source else scan(files, self.output, limit, args.na)
-        for note in self.source.notes:
+        self.source: Any = source(files) if source else scan(files, self.output, limit, how_read(args))
+        for note in () if args.quiet else self.source.notes:
             say(f"warning: {note}")
 
     def finish(self, work: Callable[[], pd.DataFrame]) -> Exit:
@@ -104,7 +124,8 @@ class Job:
         # The types of the input's columns, except for columns of answers, which are replaced.
         answers = self.error_column.removesuffix("error")
         types = {name: kind for name, kind in self.source.types.items() if not f"{name}_".startswith(answers)}
-        writer, causes, written = Writer(self.output, {**types, **(lists or {})}), FailureSummary(), 0
+        writer, written = Writer(self.output, {**types, **(lists or {})}), 0
+        causes = FailureSummary("lines" if self.batch_file else "rows")
         for frame, errors in frames:
             late = stats.deadline  # how the errors of the rows end that it has left, in frames from now on
             writer.add(frame)
@@ -117,6 +138,11 @@ class Job:
             missing = f"it has {written:,} of {rows:,} rows: the input has changed, or cannot be read any more"
         where, problem = writer.close(missing), ended()
         self._report(written, where, stats, causes, problem, writer.problem)
+        if writer.secured and not self.args.quiet:
+            one = writer.secured == 1
+            say(f"{plural(writer.secured, 'value')} of servers {'begins' if one else 'begin'} like a formula, or "
+                f"{'has' if one else 'have'} control characters, and {'is' if one else 'are'} written with a ' in "
+                "front, or escaped; --raw keeps them as they are")  # fmt: skip
         if writer.problem or isinstance(problem, StoreError):
             return Exit.NOT_WRITTEN
         if problem:
@@ -143,12 +169,14 @@ class Job:
             speed = f"{stats.rows_per_s:.1f} rows/s" if self.completable is not None else plural(stats.rows, "merge")
             say(
                 f"{plural(written, 'row')}, {causes.count:,} {'unfinished or failed' if ended else 'failed'}, "
-                f"{apart}{stats.time_s:.1f} s, {speed}, {plural(stats.requests, 'request')}\nwritten to {where}"
+                f"{apart}{seconds(stats.time_s)}, {speed}, {plural(stats.requests, 'request')}\nwritten to {where}"
             )
+        if quiet and not (ended or problem):
+            return
         if stats.deadline:
             kept = "the store has what is done" if getattr(self.args, "store", None) else _ASKED_AGAIN
             say(f"{stats.left('row' if self.completable is not None else 'merge')}: run the same command again, {kept}")
-        for line in () if quiet or self.batch_file else stats.cuts():
+        for line in () if self.batch_file else stats.cuts():
             say(line)
         if causes.count and not ended:
             say("\n".join(causes.lines()))

@@ -1,4 +1,4 @@
-"""The command line: ``swarmkit scatter | tree-reduce | compare | probe | wait | launch | serve | demo``.
+"""The command line: ``swarmkit scatter | preview | estimate | tree-reduce | compare | probe | wait | launch | serve``.
 
 Results go to OUTPUT or to standard output, messages to standard error. Keys and tokens are neither taken from the
 command line nor printed, since both end up in logs.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import difflib
 import json
 import os
@@ -25,8 +26,8 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from ..client.keys import Key
-from ..errors import CallerError, NoEndpointsError, SettingError, StoreError, SwarmError
-from ..text import plural
+from ..errors import CallerError, NoEndpointsError, ScatterError, SettingError, StoreError, SwarmError
+from ..text import plural, visible
 from .parser import SERVE_KEY, Exit, ProbeExit, parser
 from .terminal import say
 
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from ..frames.chunks import ChunkedScatter
+    from ..frames.scatter import ScatterFrame
     from ..pool.vllm_pool import VLLMPool
     from .job import Job
 
@@ -59,10 +61,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code.
     """
     args = parser().parse_args(argv)
-    warnings.showwarning = _show_warning
+    warnings.showwarning = _no_warning if getattr(args, "quiet", False) else _show_warning
     signal.signal(signal.SIGTERM, _terminated)
     try:
-        code = _COMMANDS[args.command](args)
+        with contextlib.ExitStack() as args.closing:  # of pools: connections, and ways by ssh
+            code = _COMMANDS[args.command](args)
         sys.stdout.flush()
         return code
     except KeyboardInterrupt:
@@ -90,6 +93,10 @@ def _drop_stdout() -> None:
 
 def _terminated(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt  # when a batch system ends the job, finished rows are kept, as with Ctrl-C
+
+
+def _no_warning(*_: Any, **__: Any) -> None:
+    pass
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
@@ -147,18 +154,29 @@ def _verb_options(args: argparse.Namespace, params: dict[str, Any]) -> dict[str,
         if name in SET_BY_SWARMKIT:
             raise SettingError(f"--param {name}=...: swarmkit sets this field itself; see --help for its options")
         near = difflib.get_close_matches(name, [*Sampling.__annotations__], n=1, cutoff=0.8)
-        if near and near[0] != name:
+        if near and near[0] != name and not args.quiet:
             say(f"warning: --param {name}=... is sent unchecked; did you mean {near[0]}?")
     options: dict[str, Any] = {"extra_body": params}
-    if args.command != "compare":  # which shows no bar
+    if args.command not in ("compare", "preview"):  # which show no bar
         options["progress"] = False if args.quiet else "auto"
     if args.schema is not None:
         options["schema"] = _schema(args.schema)
+    if getattr(args, "examples", None) is not None:
+        options["examples"] = _examples(args)
     for name in ("system", "max_tokens", "temperature", "mode", "store", "messages", "assistant_prefix", "too_long",
                  "deadline", "priority"):  # fmt: skip
         if (value := getattr(args, name, None)) is not None:
             options[name] = value
     return options
+
+
+def _examples(args: argparse.Namespace) -> pd.DataFrame:
+    from .job import how_read
+    from .output import Output
+    from .source import find_files, numbers, scan
+
+    how = how_read(args)._replace(form=None)
+    return numbers(scan(find_files([args.examples]), Output(None, "csv"), reading=how).read(), args.prompt)
 
 
 def _schema(given: str) -> Any:
@@ -180,13 +198,37 @@ def _connect(args: argparse.Namespace, api_key: Key | None) -> VLLMPool:
     from ..pool.connect import connect
 
     retry = None if args.give_up is None else RetryPolicy(give_up_s=args.give_up)
-    return connect(
+    pool = connect(
         _target(args), model=args.model, api_key=api_key, chat=None if args.chat == "none" else "auto",
-        delivery=args.delivery, dialect=args.dialect, retry=retry, watch=args.watch,
+        delivery=args.delivery, dialect=args.dialect, retry=retry, watch=args.watch, **_ways(args),
     )  # fmt: skip
+    found: VLLMPool = args.closing.enter_context(pool)
+    return found
 
 
-# ---- scatter, tree-reduce ------------------------------
+def _ways(args: argparse.Namespace) -> dict[str, Any]:
+    """How endpoints are reached, and what a gateway may be sent."""
+    given = {name: getattr(args, name) for name in ("rpm", "tpm", "max_connections", "verify", "via")}
+    found = {name: value for name, value in given.items() if value is not None}
+    if args.cert_key is not None and args.cert is None:
+        raise SettingError("--cert-key is the key of a certificate, which --cert FILE names")
+    if args.cert is not None:
+        found["cert"] = (args.cert, args.cert_key) if args.cert_key else args.cert
+    if args.trust_env:
+        found["trust_env"] = True
+    if args.proxy_env is not None:
+        if not os.environ.get(args.proxy_env):
+            raise SettingError("the environment variable named by --proxy-env is not set, or empty")
+        found["proxy"] = os.environ[args.proxy_env]
+    elif args.proxy is not None:
+        if "@" in args.proxy:  # not shown
+            raise SettingError("--proxy takes no password, which logs would show: --proxy-env NAME reads the address "
+                               "from an environment variable")  # fmt: skip
+        found["proxy"] = args.proxy
+    return found
+
+
+# ---- scatter ------------------------------
 
 
 def _scatter(args: argparse.Namespace) -> int:
@@ -194,8 +236,7 @@ def _scatter(args: argparse.Namespace) -> int:
         return _scatter_batch_files(args)
     from ..frames.conversations import row_prompts
     from .job import Job
-    from .output import Output
-    from .source import find_files, numbers, scan
+    from .source import numbers
     from .writer import list_types
 
     params, api_key = _pairs(args.param, "--param"), _api_key(args)
@@ -209,12 +250,8 @@ def _scatter(args: argparse.Namespace) -> int:
     from .chunks import Chunks
 
     options = _verb_options(args, params)
-    if args.examples is not None:
-        examples = scan(find_files([args.examples]), Output(None, "csv"), na=args.na)
-        options["examples"] = numbers(examples.read(), args.prompt)
     own = {name: getattr(args, name) for name in ("out", "n", "details", "only_missing")}
-    if args.model in head.columns:  # the model of each row, unless the servers have one of this name
-        options["model"], args.model = args.model, None
+    options |= _model_column(args, head)
     given = arguments(scatter, {**options, **own, "pool": _connect(args, api_key)}, args.prompt)
     call = read_options(given, by_row=True)
     chunks = Chunks(args)
@@ -225,6 +262,10 @@ def _scatter(args: argparse.Namespace) -> int:
         chunks.prepared(chunk, typed, frame)
         return frame
 
+    if args.dry_run:
+        from .dry_run import dry_run
+
+        return dry_run(job, map(scatter_frame, job.source.chunks(args.chunk_rows)), call, chunks)
     rows = 0 if args.limit else job.source.rows  # with a limit the bar counts what is asked
     stream = ChunkedScatter(job.source.chunks(args.chunk_rows), scatter_frame, call, rows)
     code = _stream(
@@ -235,6 +276,14 @@ def _scatter(args: argparse.Namespace) -> int:
         again = f"; to ask them:\n  {job.again()}" if job.output.path and code is Exit.OK else ""
         say(f"{plural(chunks.not_asked, 'row')} not asked, because of --limit{again}")
     return code
+
+
+def _model_column(args: argparse.Namespace, head: pd.DataFrame) -> dict[str, str]:
+    """``--model``, if it is a column: that of each row's model."""
+    if args.model not in head.columns:
+        return {}
+    model, args.model = args.model, None
+    return {"model": model}
 
 
 def _stream(
@@ -276,26 +325,28 @@ def _stream(
 
 
 _OF_TABLES = (
-    *("examples", "assistant_prefix", "only_missing", "details", "in_place", "limit", "na", "schema", "system"),
+    *("examples", "assistant_prefix", "only_missing", "details", "in_place", "limit", "na", "sep", "schema", "system"),
     *("temperature", "param", "too_long", "n", "out", "chat"),
 )
 """Options of ``scatter`` that have no meaning where each line of a batch file says what is asked."""
 
 
 def _scatter_batch_files(args: argparse.Namespace) -> int:
-    from .batch_file import SMALL_GROUPS, BatchFile, is_batch_file
-    from .job import Job
-    from .source import find_files
+    from .batch_file import SMALL_GROUPS, BatchFile, why_no_batch_file
+    from .job import Job, inputs_of
 
-    if other := [str(file) for file in find_files(args.inputs) if not is_batch_file(file)]:
-        raise SettingError(
-            "one of the arguments --prompt --messages is required, unless all inputs are batch files, JSON lines with "
-            f"custom_id, method, url and body, which {other[0]} is not"
-        )
+    for file in inputs_of(args):
+        if why := why_no_batch_file(file, args.input_format):
+            raise SettingError(
+                "one of the arguments --prompt --messages is required, unless all inputs are batch files, JSON lines "
+                f"with custom_id, method, url and body, which {file} is not: {why}"
+            )
     default = parser().parse_args(["scatter", "-", "--prompt", ""])
     if extra := [name for name in _OF_TABLES if getattr(args, name) != getattr(default, name)]:
         named = ", ".join(f"--{name.replace('_', '-')}" for name in extra)
         raise SettingError(f"the lines of a batch file say what is asked; leave out {named}, or give a --prompt")
+    if args.format not in (None, "jsonl"):
+        raise SettingError(f"--format {args.format}: the answers to a batch file are JSON lines, --format jsonl")
     args.format, api_key = "jsonl", _api_key(args)
     job = Job(args, "error", completable=False, source=BatchFile)
     if job.output.format != "jsonl":
@@ -309,12 +360,16 @@ def _scatter_batch_files(args: argparse.Namespace) -> int:
     options |= {"deadline": args.deadline, "priority": args.priority or 0}
     asked = lines.asked(pool, args.chunk_rows, model=args.model, max_tokens=args.max_tokens, mode=args.mode)
     call = read_options(arguments(scatter, options))
+    if args.dry_run:
+        from .dry_run import dry_run_of_lines
+
+        return dry_run_of_lines(lines, asked, pool)
     stream = ChunkedScatter(asked, lambda group: group, call, lines.rows, SMALL_GROUPS)
     code = _stream(job, stream, lines.answers, lines.rows)
-    if lines.unlimited:
+    if lines.unlimited and not args.quiet:
         say(f"{plural(lines.unlimited, 'line')} without max_tokens, and the servers do not report their context: "
             f"answers have {pool.max_tokens} tokens at most; --max-tokens N changes that")  # fmt: skip
-    if args.store and code in (Exit.ROWS_FAILED, Exit.INTERRUPTED, Exit.NO_ENDPOINT, Exit.DEADLINE):
+    if args.store and not args.quiet and code in (Exit.ROWS_FAILED, Exit.INTERRUPTED, Exit.NO_ENDPOINT, Exit.DEADLINE):
         say("to ask only the others again, run the same command with --overwrite")
     return code
 
@@ -324,6 +379,63 @@ def _unfinished(ended: BaseException) -> str:
     if isinstance(ended, NoEndpointsError):
         return "no endpoint was left"
     return "not finished: the store failed" if isinstance(ended, StoreError) else "interrupted"
+
+
+# ---- preview, estimate ------------------------------
+
+
+def _table(args: argparse.Namespace) -> pd.DataFrame:
+    """The rows of the inputs, of a command that does not write them."""
+    from ..frames.conversations import row_prompts
+    from .job import how_read, inputs_of
+    from .output import Output
+    from .source import numbers, scan
+
+    source = scan(inputs_of(args), Output(None, "csv"), args.limit, how_read(args))
+    for note in () if args.quiet else source.notes:
+        say(f"warning: {note}")
+    df = source.read()
+    row_prompts(df.iloc[:0], args.prompt, args.messages)
+    return numbers(df, args.prompt)
+
+
+def _preview(args: argparse.Namespace) -> int:
+    params, api_key = _pairs(args.param, "--param"), _api_key(args)
+    df = _table(args)
+    from ..frames.verbs import preview  # slow to import, as above
+
+    options = {**_verb_options(args, params), **_model_column(args, df)}
+    found = preview(df, args.prompt, len(df), pool=_connect(args, api_key), **options)
+    for row, sent, tokens, error in found[["sent", "tokens", "error"]].itertuples(name=None):
+        if isinstance(error, str):
+            print(visible(f"--- row {row}: not sent, {error}"))
+        else:
+            print(visible(f"--- row {row}" + ("" if tokens != tokens or tokens is None else f", {tokens:,} tokens")))
+            print(visible(sent))
+    return Exit.ROWS_FAILED if found["error"].notna().any() else Exit.OK
+
+
+def _estimate(args: argparse.Namespace) -> int:
+    params, api_key = _pairs(args.param, "--param"), _api_key(args)
+    df = _table(args)
+    from ..analysis.estimate import estimate  # slow to import, as above
+
+    options = {**_verb_options(args, params), **_model_column(args, df)}
+    own = {name: getattr(args, name) for name in ("n", "sample", "price", "slots")}
+    try:
+        found = estimate(df, args.prompt, pool=_connect(args, api_key), **own, **options)
+    except ScatterError as exc:
+        say(f"swarmkit estimate: {exc}")
+        return Exit.ROWS_FAILED
+    if args.json:
+        print(json.dumps(dataclasses.asdict(found), indent=1))
+    else:
+        lines = [f"{label:<11}{value}" for label, value in found.summary()]
+        print("\n".join(lines).replace("slots= sets", "--slots sets"))
+    return Exit.OK
+
+
+# ---- tree-reduce ------------------------------
 
 
 def _tree_reduce(args: argparse.Namespace) -> int:
@@ -371,7 +483,9 @@ def _compare(args: argparse.Namespace) -> int:
     if args.output:
         writer = Writer(job.output)
         writer.add(found.frame)
-        say(f"written to {writer.close()}")
+        where = writer.close()
+        if writer.problem or not args.quiet:
+            say(f"written to {where}")
         code = Exit.NOT_WRITTEN if writer.problem else code
     if plot:
         found.plot().savefig(plot, dpi=150)
@@ -385,7 +499,8 @@ def _probe(args: argparse.Namespace) -> int:
     from .inventory import take_inventory
 
     api_key = _api_key(args)
-    with VLLMPool(resolve(_target(args), api_key is not None), model=args.model, api_key=api_key) as pool:
+    endpoints = resolve(_target(args), api_key is not None)
+    with VLLMPool(endpoints, model=args.model, api_key=api_key, **_ways(args)) as pool:
         found = io_thread.call(take_inventory(pool, args.timeout, args.deep))
     if args.format == "text":
         print(found.text(shutil.get_terminal_size((120, 24)).columns))
@@ -405,8 +520,9 @@ def _wait(args: argparse.Namespace) -> int:
         raise SettingError("wait takes a --hostfile, not a --url")
     pool = wait_until_ready(
         args.hostfile, min_ready=args.min_ready, timeout_s=args.timeout, patience_s=args.patience, every_s=args.every,
-        output=args.output, tell=None if args.quiet else say, model=args.model, api_key=_api_key(args),
+        output=args.output, tell=None if args.quiet else say, model=args.model, api_key=_api_key(args), **_ways(args),
     )  # fmt: skip
+    args.closing.enter_context(pool)
     if not args.quiet:
         say(f"ready: {plural(pool.size, 'endpoint')}" + (f", listed in {args.output}" if args.output else ""))
     return Exit.OK
@@ -482,6 +598,8 @@ def _demo(args: argparse.Namespace) -> int:
 
 _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "scatter": _scatter,
+    "preview": _preview,
+    "estimate": _estimate,
     "tree-reduce": _tree_reduce,
     "compare": _compare,
     "probe": _probe,

@@ -22,14 +22,20 @@ class Output:
     path : Path or None
         None is the standard output.
     format : str
-        "csv", "tsv", "jsonl" or "parquet".
+        "csv", "tsv", "jsonl", "json" or "parquet".
     stamp : tuple of int or None
         What the file was like that is replaced in place: it is not replaced if it has changed since.
+    sep : str
+        What separates the columns of a CSV file.
+    raw : bool
+        Whether answers are written as they are, also where they act on spreadsheets or terminals, see `harmless`.
     """
 
     path: Path | None
     format: str
     stamp: tuple[int, ...] | None = None
+    sep: str = ","
+    raw: bool = False
 
     @property
     def part(self) -> Path | None:
@@ -52,6 +58,7 @@ def plan_output(
     overwrite: bool = False,
     in_place: bool | None = None,
     stored: bool = False,
+    form: str | None = None,
 ) -> Output:
     """Check where a table is to be written, before anything is sent.
 
@@ -69,6 +76,8 @@ def plan_output(
         Whether the one input is to be replaced; None for tables that do not have the rows of the input.
     stored : bool, default False
         Whether answers are also in a store: then the ``.part`` file of a killed process may be replaced.
+    form : str, optional
+        The format of the inputs, where it does not go by their suffixes.
 
     Raises
     ------
@@ -88,7 +97,7 @@ def plan_output(
     if target == "-":
         return Output(None, stdout)
     path = Path(target).expanduser().resolve()
-    form = format_of(path)
+    form = form if form and in_place else format_of(path)
     if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
         raise SettingError(f"cannot write {target}: the folder {path.parent} does not exist or is not writable")
     if path.is_dir():

@@ -1,43 +1,80 @@
 """Table files as they are read: in chunks, and without changing their values.
 
 The values of CSV and TSV files stay text: a code such as ``007`` or the answer ``None`` is written as it was read,
-and only an empty field is missing. JSON lines keep numbers and texts as Python reads them.
+and only an empty field is missing. JSON lines and arrays keep numbers and texts as Python reads them.
 """
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import csv
 import glob
 import itertools
 import json
 import math
+import shutil
+import sys
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
 from ..errors import SettingError
 from ..frames.prompts import placeholders
-from .formats import KNOWN, format_of, is_table, opened
+from .formats import KNOWN, PACKED, format_of, has_quoted_fields, is_table, opened, suffix_of
+from .harmless import restored
 from .output import Output
+from .terminal import say
 
-__all__ = ["Source", "find_files", "numbers", "scan"]
+__all__ = ["Reading", "Source", "find_files", "numbers", "scan"]
 
 _SCANNED = 10_000
 """Rows scanned at a time."""
+_SNIFFED = 65_536
+"""Bytes by which the format of the standard input is known."""
 _NULLABLE = [pd.Int8Dtype(), pd.Int16Dtype(), pd.Int32Dtype(), pd.Int64Dtype(), pd.UInt8Dtype(), pd.UInt16Dtype(),
              pd.UInt32Dtype(), pd.UInt64Dtype()]  # fmt: skip
 
 
-def find_files(inputs: Iterable[str]) -> list[Path]:
+class Reading(NamedTuple):
+    """How tables are read.
+
+    Attributes
+    ----------
+    na : sequence of str
+        Texts that stand for a missing value in CSV and TSV files, besides the empty one.
+    sep : str
+        What separates the columns of CSV files.
+    form : str or None
+        The format of all files; None goes by their suffixes.
+    raw : bool
+        Whether answers in CSV and TSV files are as they were, without what `harmless` adds to them.
+    """
+
+    na: Sequence[str] = ()
+    sep: str = ","
+    form: str | None = None
+    raw: bool = False
+
+    def format_of(self, file: Path) -> str:
+        """The format of a file."""
+        return self.form or format_of(file)
+
+
+def find_files(inputs: Iterable[str], form: str | None = None) -> list[Path]:
     """Resolve files, folders and globs to files, each once.
 
     Parameters
     ----------
     inputs : iterable of str
-        A folder stands for the tables directly in it, a glob for its matches; both sorted by name.
+        A folder stands for the tables directly in it, a glob for its matches; both sorted by name. "-" is the standard
+        input, which is copied to a temporary file, since tables are read twice.
+    form : str, optional
+        Their format, where it does not go by their suffixes.
 
     Raises
     ------
@@ -45,9 +82,11 @@ def find_files(inputs: Iterable[str]) -> list[Path]:
         One of them matches no file, or a file of unknown format.
     """
     found: dict[Path, Path] = {}
-    for text in inputs:
+    for text in dict.fromkeys(inputs):
         path = Path(text).expanduser()
-        if path.is_dir():
+        if text == "-":
+            files = [_standard_input(form)]
+        elif path.is_dir():
             files = sorted(p for p in path.iterdir() if p.is_file() and not p.name.startswith(".") and is_table(p))
             if not files:
                 raise SettingError(f"there is no table in the folder {text}; tables end in {KNOWN}")
@@ -58,9 +97,29 @@ def find_files(inputs: Iterable[str]) -> list[Path]:
             if not files:
                 raise SettingError(f"there is no input {text!r} here ({Path.cwd()})")
         for file in files:
-            format_of(file)
+            Reading(form=form).format_of(file)
             found.setdefault(file.resolve(), file)
     return list(found.values())
+
+
+def _standard_input(form: str | None) -> Path:
+    if sys.stdin.isatty():
+        say("reading the table from the terminal; Ctrl-D ends it")
+    folder = Path(tempfile.mkdtemp(prefix="swarmkit-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    source = sys.stdin.buffer
+    start = source.read(_SNIFFED)
+    if not start:
+        raise SettingError("the standard input is empty")
+    file = folder / f"stdin{f'.{form}' if form else suffix_of(start)}"
+    with file.open("wb") as copy:
+        copy.write(start)
+        shutil.copyfileobj(source, copy)
+    if file.suffix in PACKED:
+        with PACKED[file.suffix](file, "rt", encoding="utf-8", errors="replace") as text:
+            inner = suffix_of(text.read(_SNIFFED).encode())
+        file = file.rename(file.with_name(f"stdin{inner}{file.suffix}"))
+    return file
 
 
 @dataclass(slots=True)
@@ -76,12 +135,12 @@ class Source:
     types : dict of str to pyarrow.DataType
         Their types in a Parquet file; empty if the output is another format.
     notes : list of str
-        Warnings for the user: files whose columns differ.
+        Warnings for the user: files whose columns differ, or that look like one column.
     """
 
     files: Sequence[Path]
     limit: int | None
-    na: Sequence[str]
+    reading: Reading
     rows: int = 0
     columns: list[str] = field(default_factory=list)
     types: dict[str, Any] = field(default_factory=dict)
@@ -111,7 +170,7 @@ class Source:
         return next(self.chunks(self.rows))
 
 
-def scan(files: Sequence[Path], output: Output, limit: int | None = None, na: Sequence[str] = ()) -> Source:
+def scan(files: Sequence[Path], output: Output, limit: int | None = None, reading: Reading | None = None) -> Source:
     """Scan files before anything is sent: check that they can be read, and find their rows, columns and types.
 
     Parameters
@@ -122,15 +181,15 @@ def scan(files: Sequence[Path], output: Output, limit: int | None = None, na: Se
         Where their rows will be written.
     limit : int, optional
         Maximum number of rows to read.
-    na : sequence of str
-        Texts that stand for a missing value in CSV and TSV files, besides the empty one.
+    reading : Reading, optional
+        How they are read.
 
     Raises
     ------
     SettingError
         A file cannot be read, or a column cannot be written as Parquet; the message says which.
     """
-    source = Source(files, limit, na)
+    source = Source(files, limit, reading or Reading())
     known: dict[Path, dict[str, None]] = {}
     for file, part in _parts(source, _SCANNED):
         source.rows += len(part)
@@ -142,7 +201,19 @@ def scan(files: Sequence[Path], output: Output, limit: int | None = None, na: Se
     for file in others:
         if odd := sorted({*map(str, known[first])} ^ {*map(str, known[file])}):
             source.notes.append(f"{file} and {first} do not share the columns {', '.join(odd)}")
+    for file, names in known.items():
+        source.notes += _hints(file, [*map(str, names)], source.reading)
     return source
+
+
+def _hints(file: Path, columns: Sequence[str], reading: Reading) -> Iterator[str]:
+    """What to try where a file has become one column that looks like several."""
+    if len(columns) != 1 or reading.format_of(file) != "csv":
+        return
+    for sep, shown in ((";", "';'"), ("\t", r"'\t'"), ("|", "'|'"), (",", "','")):
+        if sep in columns[0]:
+            yield f"{file} has one column, {columns[0]!r}; if that should be several, give --sep {shown}"
+            return
 
 
 def _add_types(types: dict[str, Any], part: pd.DataFrame) -> None:
@@ -162,7 +233,7 @@ def _parts(source: Source, rows: int) -> Iterator[tuple[Path, pd.DataFrame]]:
     left = math.inf if source.limit is None else source.limit
     for file in source.files:
         try:
-            for part in _READERS[format_of(file)](file, rows, source.na):
+            for part in _READERS[source.reading.format_of(file)](file, rows, source.reading):
                 part = part if len(part) <= left else part.iloc[: int(left)]
                 left -= len(part)
                 yield file, part
@@ -172,7 +243,7 @@ def _parts(source: Source, rows: int) -> Iterator[tuple[Path, pd.DataFrame]]:
             raise SettingError(f"cannot read {file}: {exc}") from exc
 
 
-def _parquet_parts(file: Path, rows: int, na: Sequence[str]) -> Iterator[pd.DataFrame]:
+def _parquet_parts(file: Path, rows: int, reading: Reading) -> Iterator[pd.DataFrame]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -188,18 +259,24 @@ def _parquet_parts(file: Path, rows: int, na: Sequence[str]) -> Iterator[pd.Data
             yield frame if isinstance(frame.index, pd.RangeIndex) else frame.reset_index()
 
 
-def _text_parts(file: Path, rows: int, na: Sequence[str]) -> Iterator[pd.DataFrame]:
-    sep = "," if format_of(file) == "csv" else "\t"
-    with pd.read_csv(
-        file, sep=sep, dtype=str, keep_default_na=False, na_values=["", *na], encoding="utf-8-sig", chunksize=rows
-    ) as parts:
+def _text_parts(file: Path, rows: int, reading: Reading) -> Iterator[pd.DataFrame]:
+    tabs = reading.format_of(file) == "tsv"
+    how: dict[str, Any] = {"sep": "\t" if tabs else reading.sep, "na_values": ["", *reading.na]}
+    if tabs and not has_quoted_fields(file):
+        how["quoting"] = csv.QUOTE_NONE
+    with contextlib.ExitStack() as stack:
+        zst = file.suffix.lower() == ".zst"  # pandas reads it with a package of its own
+        source: Any = stack.enter_context(opened(file, newline="")) if zst else file
+        parts = stack.enter_context(
+            pd.read_csv(source, dtype=str, keep_default_na=False, encoding="utf-8-sig", chunksize=rows, **how)
+        )
         for part in parts:
             if not isinstance(part.index, pd.RangeIndex):
                 raise ValueError("its rows have more fields than its header")
-            yield part
+            yield part if reading.raw else restored(part)
 
 
-def _jsonl_parts(file: Path, rows: int, na: Sequence[str]) -> Iterator[pd.DataFrame]:
+def _jsonl_parts(file: Path, rows: int, reading: Reading) -> Iterator[pd.DataFrame]:
     with opened(file) as lines:
         records = _records(lines)
         while True:
@@ -216,13 +293,33 @@ def _records(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
         try:
             record = json.loads(line)
         except json.JSONDecodeError as exc:
-            raise ValueError(f"line {number} is not JSON ({exc})") from exc
+            raise ValueError(f"line {number} is not JSON ({exc}){_array(line)}") from exc
         if not isinstance(record, dict):
-            raise ValueError(f"line {number} is not a JSON object")
+            raise ValueError(f"line {number} is not a JSON object{_array(line)}")
         yield record
 
 
-_READERS = {"parquet": _parquet_parts, "csv": _text_parts, "tsv": _text_parts, "jsonl": _jsonl_parts}
+def _array(line: str) -> str:
+    return "; for a JSON array give --input-format json, or name it .json" if line.lstrip().startswith("[") else ""
+
+
+def _json_parts(file: Path, rows: int, reading: Reading) -> Iterator[pd.DataFrame]:
+    """An array of objects, read as a whole; or lines, which often have this suffix, too."""
+    with opened(file) as lines:
+        start = next((line for line in lines if not line.isspace()), "")
+        if not start.lstrip().startswith("["):
+            yield from _jsonl_parts(file, rows, reading)
+            return
+        records = json.loads(start + lines.read())
+    for number, record in enumerate(records, 1):
+        if not isinstance(record, dict):
+            raise ValueError(f"element {number} of its array is not a JSON object")
+    for first in range(0, max(1, len(records)), rows):
+        yield pd.DataFrame(records[first : first + rows], dtype=object)
+
+
+_READERS = {"parquet": _parquet_parts, "csv": _text_parts, "tsv": _text_parts, "jsonl": _jsonl_parts,
+            "json": _json_parts}  # fmt: skip
 
 
 def numbers(frame: pd.DataFrame, template: str | None) -> pd.DataFrame:

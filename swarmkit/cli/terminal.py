@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from ..text import visible
 
-__all__ = ["clean", "say", "text_table"]
+__all__ = ["clean", "say", "seconds", "text_table"]
 
 _NARROWEST = 6
 
@@ -15,6 +15,17 @@ _NARROWEST = 6
 def say(text: str) -> None:
     """Write a message to the standard error."""
     print(visible(text), file=sys.stderr, flush=True)  # words of servers may be part of it
+
+
+def seconds(time_s: float) -> str:
+    """A time span of a run.
+
+    Examples
+    --------
+    >>> seconds(12.34), seconds(0.02)
+    ('12.3 s', 'less than 0.1 s')
+    """
+    return f"{time_s:.1f} s" if time_s >= 0.1 else "less than 0.1 s"
 
 
 def clean(text: object) -> str:

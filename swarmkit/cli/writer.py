@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ import pandas as pd
 from ..frames.prompts import missing_in, values_of
 from ..store.segments import sync_folder
 from .formats import PACKED
+from .harmless import TerminalFile, secured
 from .output import Output
 from .sink import Sink
 
@@ -28,7 +30,7 @@ class Writer:
 
     A file is written under the name ``OUTPUT.part``, and renamed to OUTPUT when it is complete and on the disk. The
     ``.part`` file of a killed process can be read up to its last line; a Parquet file cannot be read, since its
-    metadata is at its end.
+    metadata is at its end, nor a JSON array, which ends with a bracket.
 
     What cannot be written there goes to a file in the folder for temporary files, which only the user can read.
 
@@ -38,12 +40,19 @@ class Writer:
         Where the table is written.
     types : dict of str to pyarrow.DataType
         Types of columns in a Parquet file, where the first frame alone does not determine them.
+
+    Attributes
+    ----------
+    secured : int
+        Values of servers that were changed for spreadsheets and terminals, see `harmless`.
     """
 
     def __init__(self, output: Output, types: Mapping[str, Any] | None = None) -> None:
         self._output = output
         self._types = types or {}
+        self.secured = 0
         self._columns: list[str] = []
+        self._rows = 0
         self._format = output.format
         self._sink: Sink | None = None
         self._file: Any = None
@@ -85,8 +94,15 @@ class Writer:
 
             self._file.write_table(pa.Table.from_pandas(frame, self._file.schema, preserve_index=False))
         else:
-            _write_text(frame, self._file, self._format, header=self._columns)
-            self._columns = []
+            if self._format in ("csv", "tsv"):
+                if not self._output.raw:
+                    frame, changed = secured(frame)
+                    self.secured += changed
+                sep = "\t" if self._format == "tsv" else self._output.sep
+                _write_text(frame, self._file, sep, header=self._columns)
+            else:
+                _write_json(frame, self._file, self._rows if self._format == "json" else None)
+            self._columns, self._rows = [], self._rows + len(frame)
             self._file.flush()
 
     def _open(self, frame: pd.DataFrame) -> None:
@@ -105,7 +121,7 @@ class Writer:
             self._file = pq.ParquetWriter(self._sink, schema)
         else:
             packed = named if self._format == self._output.format else None
-            self._file = _text_file(self._sink, packed)
+            self._file = _text_file(self._sink, packed, named is None and not self._output.raw)
 
     def close(self, incomplete: str = "") -> str:
         """Complete the file, and rename it to OUTPUT.
@@ -124,6 +140,8 @@ class Writer:
             self._problem = RuntimeError(incomplete)
         if self._sink is None:
             return str(self._output)
+        if self._format == "json":
+            self._file.write("\n]\n" if self._rows else "[\n]\n")
         self._file.close()
         self._sink.finish()
         part, path = self._output.part, self._output.path
@@ -174,26 +192,28 @@ def _list_type(node: Mapping[str, Any], inner: bool = False) -> Any:
     return scalars.get(kind) if isinstance(kind, str) else None
 
 
-def _text_file(sink: Sink, packed: Path | None) -> IO[str]:
+def _text_file(sink: Sink, packed: Path | None, to_terminal: bool) -> IO[str]:
     """A text file over a sink, compressed by the suffix of its name."""
     # A lone surrogate in one answer must not make the whole table unwritable.
     how: dict[str, Any] = {"encoding": "utf-8", "errors": "replace", "newline": ""}
     if packed and (packing := PACKED.get(packed.suffix.lower())):
         file: IO[str] = packing(sink, "wt", **how)
         return file
-    return io.TextIOWrapper(io.BufferedWriter(sink), **how)
+    kind = TerminalFile if to_terminal and sys.stdout.isatty() else io.TextIOWrapper
+    return kind(io.BufferedWriter(sink), **how)
 
 
-def _write_text(frame: pd.DataFrame, file: IO[str], form: str, header: Sequence[str]) -> None:
-    if form == "jsonl":
-        columns = [_values(frame.iloc[:, i]) for i in range(frame.shape[1])]
-        names = [str(name) for name in frame.columns]
-        for row in zip(*columns, strict=True):
-            line = json.dumps(dict(zip(names, row, strict=True)), ensure_ascii=False, default=_plain)
-            file.write(line + "\n")
-        return
+def _write_json(frame: pd.DataFrame, file: IO[str], before: int | None) -> None:
+    """Write rows as JSON lines, or as elements of an array that has so many ``before`` them."""
+    columns = [_values(frame.iloc[:, i]) for i in range(frame.shape[1])]
+    names = [str(name) for name in frame.columns]
+    for number, row in enumerate(zip(*columns, strict=True)):
+        line = json.dumps(dict(zip(names, row, strict=True)), ensure_ascii=False, default=_plain)
+        file.write(f"{line}\n" if before is None else f"{',' if before + number else '['}\n{line}")
+
+
+def _write_text(frame: pd.DataFrame, file: IO[str], sep: str, header: Sequence[str]) -> None:
     flat = {c: frame[c].map(_flat) for c in frame.columns if frame[c].dtype == object}
-    sep = "," if form == "csv" else "\t"
     # The terminator of lines decides what is quoted. Older Pythons write a lone \r bare where lines end in \n, and the
     # row would be two rows when it is read.
     frame.assign(**flat).to_csv(_Lines(file), sep=sep, index=False, header=bool(header), lineterminator="\r\n")  # type: ignore[call-overload] # it needs write() only

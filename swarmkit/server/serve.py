@@ -173,8 +173,9 @@ def serve(
     def ready() -> None:
         first, last = _url(sockets[0]), _url(sockets[-1])
         where = first if first == last else f"{len(sockets)} addresses, {first} to {last}"
-        print(f"serving {app.engine.model} ({config['engine']}) at {where}")
-        shown = "the given token" if token else key
+        by = "" if config["engine"] == app.engine.model else f" ({config['engine']})"
+        print(f"serving {app.engine.model}{by} at {where}")
+        shown = "KEY, with the key it was given" if token else key
         print(f"Every request needs the header  Authorization: Bearer {shown}", flush=True)
 
     try:

@@ -1,0 +1,80 @@
+r"""Answers in CSV files and on terminals: servers must neither run formulas in a spreadsheet nor control a terminal.
+
+A value that a spreadsheet would take for a formula gets a ``'`` in front, which swarmkit's own commands take away when
+they read it; numbers stay. Control characters become escapes such as ``\x1b``.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+
+import pandas as pd
+
+__all__ = ["TerminalFile", "cell", "restored", "secured"]
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
+_ON_TERMINALS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")  # also what turns text around
+_FORMULA = r"'*(?:[\t\r]|\s*[=+\-@\uff1d\uff0b\uff0d\uff20])"
+_NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?%?\Z"
+_ACTS = re.compile(rf"(?!{_NUMBER}){_FORMULA}")
+_ANY = re.compile(rf"\A{_ACTS.pattern}|{_CONTROL.pattern}")
+_SECURED = re.compile(rf"'(?={_FORMULA})")
+
+
+def cell(text: str) -> str:
+    r"""A text of a server as a cell of a table that a spreadsheet may open.
+
+    Examples
+    --------
+    >>> cell("=1+1"), cell("- a list"), cell("-1.5"), cell("red \x1b[31m"), cell("it's")
+    ("'=1+1", "'- a list", '-1.5', 'red \\x1b[31m', "it's")
+    """
+    text = _escaped(_CONTROL, text)
+    return f"'{text}" if _ACTS.match(text) else text
+
+
+def _escaped(what: re.Pattern[str], text: str) -> str:
+    return what.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def secured(frame: pd.DataFrame) -> tuple[pd.DataFrame, int]:
+    """The frame with the values of servers as ``cell`` writes them, and how many values that has changed."""
+    changed, count = {}, 0
+    for name in _of_servers(frame):
+        acts = frame[name].map(lambda value: isinstance(value, str) and bool(_ANY.search(value))).astype(bool)
+        if acts.any():
+            changed[name] = frame[name].astype(object).where(~acts, frame[name].map(_cell))
+            count += int(acts.sum())
+    return frame.assign(**changed), count
+
+
+def _cell(value: object) -> object:
+    return cell(value) if isinstance(value, str) else value
+
+
+def _uncell(text: str) -> str:
+    return text[1:] if _SECURED.match(text) else text
+
+
+def restored(frame: pd.DataFrame) -> pd.DataFrame:
+    """The frame as it was before ``secured``, but for control characters."""
+    names = [name for name in _of_servers(frame) if frame[name].str.startswith("'", na=False).any()]
+    return frame.assign(**{name: frame[name].map(_uncell, na_action="ignore") for name in names})
+
+
+def _of_servers(frame: pd.DataFrame) -> list[str]:
+    """The columns of texts that are answers, or belong to them: those beside one with their errors."""
+    names = [name for name in frame.columns if isinstance(name, str)]
+    answers = {name.removesuffix("_error") for name in names if name.endswith("_error")}
+    answers |= {"response", "error"} if "error" in names else set()  # the nodes of a tree
+    found = [n for n in names if n in answers or any(n.startswith(f"{answer}_") for answer in answers)]
+    return [n for n in found if frame[n].dtype == object or pd.api.types.is_string_dtype(frame[n].dtype)]
+
+
+class TerminalFile(io.TextIOWrapper):
+    """The standard output where that is a terminal: control characters are written as escapes."""
+
+    def write(self, text: str) -> int:
+        """Write a text."""
+        return super().write(_escaped(_ON_TERMINALS, text))
