@@ -16,7 +16,7 @@ from swarmkit.version import __version__ as release  # noqa: E402
 
 project = "swarmkit"
 author = "The swarmkit authors"
-copyright = author  # noqa: A001: Sphinx has the name
+copyright = author  # noqa: A001  (the name is given by Sphinx)
 version = release
 root_doc = "docs/index"
 include_patterns = [
@@ -53,7 +53,11 @@ html_theme = "pydata_sphinx_theme"
 html_title = f"swarmkit {release}"
 html_show_sourcelink = False
 html_extra_path = ["extra"]  # index.html, which leads to root_doc
+html_static_path = ["static"]
+html_css_files = ["site.css"]
+html_sidebars = {page: [] for page in ("docs/index", "docs/get_started", "docs/moving", "CHANGELOG")}  # no pages below
 html_theme_options = {
+    "header_links_before_dropdown": 7,
     "navbar_align": "left",
     "navigation_with_keys": False,
     "show_toc_level": 2,

@@ -35,7 +35,8 @@ class Page(HTMLParser):
 
 def faults(folder: Path) -> list[str]:
     """One line for each link that leads nowhere, and each load from elsewhere."""
-    pages = {path.resolve(): Page(path.read_text()) for path in folder.rglob("*.html")}
+    found_pages = (path for path in folder.rglob("*.html") if "_static" not in path.parts)  # files of the theme
+    pages = {path.resolve(): Page(path.read_text()) for path in found_pages}
     found = []
     for path, page in pages.items():
         where = path.relative_to(folder.resolve())

@@ -110,8 +110,9 @@ def main() -> None:
     """Build, check, install, test."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--need", nargs="*", default=[], metavar="VERSION", help="Pythons that must be there")
+    parser.add_argument("--only", nargs="*", default=PYTHONS, metavar="VERSION", help="Pythons to use; else all")
     arguments = parser.parse_args()
-    pythons = {version: path for version in PYTHONS if (path := find(version))}
+    pythons = {version: path for version in arguments.only if (path := find(version))}
     if missing := set(arguments.need) - set(pythons):
         raise SystemExit(f"Python {', '.join(sorted(missing))} is needed, and there is {', '.join(pythons) or 'none'}")
     with tempfile.TemporaryDirectory() as name:
