@@ -81,7 +81,7 @@ def check(version: str, python: Path, folder: Path, wheel: Path, tests: Path) ->
     home = folder / version
     run(python, "-m", "venv", "--without-pip", home)
     here = home / "bin/python"
-    pip = (folder / "tools/bin/python", "-m", "pip", "--python", here, "install", "-q")
+    pip = (folder / "tools/bin/python", "-m", "pip", "--python", here, "install", "-q", "--no-compile")
     run(*pip, wheel, *requirements())
     for pandas in ("pandas", OLDEST.get(version, "pandas==2.2.*")):
         run(*pip, "--only-binary=:all:", pandas)
