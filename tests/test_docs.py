@@ -123,7 +123,8 @@ def test_a_hostfile_is_shown_that_parses(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)  # a real model is loaded twice
 def test_the_first_example_prints_what_the_readme_says():
     code, output = blocks(ROOT / "README.md", "python")[0], blocks(ROOT / "README.md", "text")[0]
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout == output, done.stderr

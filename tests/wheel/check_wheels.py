@@ -118,7 +118,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         wheel, tests = build(folder)
-        with ThreadPoolExecutor(2) as pool:
+        with ThreadPoolExecutor(3) as pool:  # the tests wait more than they compute
             for done in [pool.submit(check, v, path, folder, wheel, tests) for v, path in pythons.items()]:
                 done.result()
 
