@@ -190,8 +190,9 @@ class DaskSwarm:
 
     @takes(PartitionEmbedOptions, like=embed)
     def embed(self, prompt: Any, *, workers: int | None = None, **options: Unpack[PartitionEmbedOptions]) -> DataFrame:
-        """Give each row the vector of its text, when it is computed. One short text is embedded at once, since the
-        column's dtype has the length of the vectors.
+        """Give each row the vector of its text, when it is computed.
+
+        One short text is embedded at once, since the column's dtype has the length of the vectors.
 
         Parameters
         ----------

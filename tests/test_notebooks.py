@@ -108,6 +108,6 @@ def test_every_public_verb_is_shown():
     assert "sk.EndpointPicker(" in shown
 
 
-def test_the_readme_lists_them_in_reading_order():
-    readme = (ROOT / "README.md").read_text()
-    assert re.findall(r"\(notebooks/(\w+\.ipynb)\)", readme) == [p.name for p in NOTEBOOKS]
+def test_the_documentation_lists_them_in_reading_order():
+    page = (ROOT / "docs/tutorials.md").read_text()
+    assert re.findall(r"\(\.\./notebooks/(\w+\.ipynb)\)", page) == [p.name for p in NOTEBOOKS]

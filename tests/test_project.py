@@ -4,14 +4,12 @@ import re
 import tomllib
 from pathlib import Path
 
-import pandas as pd
 import yaml
 
 import swarmkit
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-README = (ROOT / "README.md").read_text()
 
 
 def pins(lines):
@@ -30,27 +28,23 @@ def test_the_conda_environment_has_what_pip_installs():
     assert {"pip": ["-e .[local]"]} in conda
 
 
-def test_the_readme_names_public_verbs_that_exist():
-    for name in set(re.findall(r"\bsk\.(\w+)", README)):
-        assert hasattr(swarmkit, name), f"the README uses sk.{name}"
-    for name in set(re.findall(r"df\.swarm\.(\w+)", README)):
-        assert hasattr(pd.DataFrame({"a": []}).swarm, name), f"the README uses df.swarm.{name}"
-
-
-def test_the_readme_has_its_two_commands():
-    lines = README.splitlines()
-    assert 'python3 -m venv .venv && .venv/bin/pip install -e ".[local]" && .venv/bin/swarmkit demo' in lines
-    assert 'python3 -m venv .venv && .venv/bin/pip install -e ".[test]" && .venv/bin/pytest' in lines
-
-
-def test_the_readme_shows_a_hostfile_that_parses(tmp_path):
-    block = next(b for b in re.findall(r"```text\n(.*?)```", README, re.DOTALL) if "rack=a" in b)
-    path = tmp_path / "agents.hostfile"
-    path.write_text(block)
-    assert len(swarmkit.parse_hostfile(path)) == 4
-
-
-def test_every_export_is_mentioned_in_the_changelog_or_the_readme():
-    text = README + (ROOT / "CHANGELOG.md").read_text()
+def test_every_export_is_mentioned_in_the_changelog_or_on_a_page():
+    pages = [p for p in (ROOT / "docs").glob("*.md") if p.name != "reference.md"]  # which lists everything
+    text = "".join(p.read_text() for p in [ROOT / "CHANGELOG.md", *pages])
     verbs = [n for n in swarmkit.__all__ if n[0].islower()]
     assert [n for n in verbs if n not in text] == []
+
+
+def test_the_extras_are_those_of_the_readme():
+    table = re.findall(r"^\| ((?:`\w+`(?:, )?)+) \|", (ROOT / "README.md").read_text(), re.MULTILINE)
+    named = [name for line in table for name in re.findall(r"`(\w+)`", line)]
+    assert sorted(named) == sorted(PROJECT["optional-dependencies"])
+
+
+def test_the_version_is_said_in_one_place():
+    assert PROJECT["dynamic"] == ["version"]
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert "version" not in citation
+    assert (citation["title"], citation["license"]) == ("swarmkit", PROJECT["license"])
+    versions = re.findall(r"^## \[?([^\]\s]+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert versions[0] in ("Unreleased", swarmkit.__version__)

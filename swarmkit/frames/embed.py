@@ -45,7 +45,7 @@ def embed(
     """Give each row the vector of its text, by a model of embeddings.
 
     Texts go out as lists to ``/v1/embeddings``, as they are: no chat template stands around them. What a model wants
-    before them, such as ``query: ``, is part of the template.
+    before them, such as ``query:`` and a space, is part of the template.
 
     Parameters
     ----------

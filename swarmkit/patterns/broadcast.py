@@ -11,7 +11,17 @@ SEPARATOR = "\n---\n"
 
 
 async def broadcast(pool: AgentPool, prompt: str) -> list[Response]:
-    """Send one prompt to every endpoint of a pool; responses by endpoint index."""
+    """Send one prompt to every endpoint of a pool; responses by endpoint index.
+
+    Examples
+    --------
+    >>> import asyncio
+    >>> import swarmkit as sk
+    >>> with sk.local(1, engine="echo", addresses=2) as swarm, sk.connect(swarm) as pool:
+    ...     answers = asyncio.run(broadcast(pool, "Who are you?"))
+    >>> [answer.text for answer in answers]
+    ['echo: Who are you?', 'echo: Who are you?']
+    """
     return await pool.broadcast_prompt(prompt)
 
 
@@ -35,6 +45,17 @@ async def broadcast_and_reduce(
     -------
     Response
         The merged answer; a failure if no endpoint answered.
+
+    Examples
+    --------
+    >>> import asyncio
+    >>> import swarmkit as sk
+    >>> with sk.local(1, engine="echo", addresses=2) as swarm, sk.connect(swarm) as pool:
+    ...     merged = asyncio.run(sk.broadcast_and_reduce(pool, "Who?", "Merge: {responses}"))
+    >>> print(merged.text)
+    echo: Merge: echo: Who?
+    ---
+    echo: Who?
     """
     answers = [r.text for r in await broadcast(pool, prompt) if r.success]
     if not answers:

@@ -34,6 +34,11 @@ class Stage:
         line each.
     output_filter : callable, optional
         Says of a response whether it counts.
+
+    Examples
+    --------
+    >>> Stage("check", "Is that so? {input}", n_agents=2).output_filter is None
+    True
     """
 
     name: str
@@ -67,6 +72,16 @@ async def run_pipeline(pool: AgentPool, stages: Sequence[Stage], initial_input: 
     ------
     SettingError
         A stage asks for no endpoint, or none is left for it.
+
+    Examples
+    --------
+    >>> import asyncio
+    >>> import swarmkit as sk
+    >>> stages = [Stage("draft", "Write of {input}", 1), Stage("check", "Check: {input}", 1)]
+    >>> with sk.local(1, engine="echo", addresses=2) as swarm, sk.connect(swarm) as pool:
+    ...     merged = asyncio.run(run_pipeline(pool, stages, "phages"))
+    >>> merged
+    'echo: Check: echo: Write of phages'
     """
     value, first = initial_input, 0
     for stage in stages:
@@ -110,6 +125,17 @@ async def fan_out_fan_in(pool: AgentPool, prompt: str, collect_prompt: str, n_wo
     ------
     SettingError
         ``n_workers`` below 1.
+
+    Examples
+    --------
+    >>> import asyncio
+    >>> import swarmkit as sk
+    >>> with sk.local(1, engine="echo", addresses=2) as swarm, sk.connect(swarm) as pool:
+    ...     merged = asyncio.run(fan_out_fan_in(pool, "Who?", "Merge: {responses}"))
+    >>> print(merged.text)
+    echo: Merge: echo: Who?
+    ---
+    echo: Who?
     """
     if n_workers is not None and n_workers < 1:
         raise SettingError(f"n_workers={n_workers!r}: must be a whole number, 1 or more")

@@ -25,6 +25,15 @@ async def scatter_gather(pool: AgentPool, prompts: Sequence[str]) -> list[Respon
     -------
     list of Response
         In input order.
+
+    Examples
+    --------
+    >>> import asyncio
+    >>> import swarmkit as sk
+    >>> with sk.local(1, engine="echo", addresses=2) as swarm, sk.connect(swarm) as pool:
+    ...     answers = asyncio.run(sk.scatter_gather(pool, ["lacZ?", "recA?"]))
+    >>> [answer.text for answer in answers]
+    ['echo: lacZ?', 'echo: recA?']
     """
     return await pool.send_all_batched(prompts)
 
@@ -33,5 +42,14 @@ async def map_gather(pool: AgentPool, items: Iterable[Any], prompt_template: str
     """Fill ``{item}`` of a template with each item, and scatter the prompts.
 
     Only ``{item}`` is replaced; other braces, as in a JSON example, are kept.
+
+    Examples
+    --------
+    >>> import asyncio
+    >>> import swarmkit as sk
+    >>> with sk.local(1, engine="echo", addresses=2) as swarm, sk.connect(swarm) as pool:
+    ...     answers = asyncio.run(sk.map_gather(pool, ["lacZ", "recA"], "What is {item}?"))
+    >>> [answer.text for answer in answers]
+    ['echo: What is lacZ?', 'echo: What is recA?']
     """
     return await scatter_gather(pool, [prompt_template.replace("{item}", str(item)) for item in items])

@@ -239,6 +239,17 @@ async def tree_reduce(
     ------
     SettingError
         ``fanin`` below 2, or ``{responses}`` is not in ``reduce_prompt``.
+
+    Examples
+    --------
+    >>> import asyncio
+    >>> import swarmkit as sk
+    >>> with sk.local(1, engine="echo", addresses=2) as swarm, sk.connect(swarm) as pool:
+    ...     merged = asyncio.run(tree_reduce(pool, "Read {item}.", "Merge: {responses}", items=["a", "b"]))
+    >>> print(merged.text)
+    echo: Merge: echo: Read a.
+    ---
+    echo: Read b.
     """
     check_fanin(fanin)
     if "{responses}" not in reduce_prompt:

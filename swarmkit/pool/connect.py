@@ -63,9 +63,10 @@ def connect(
         the endpoints stay as they were, with a warning. Sub-pools by tag and by model follow it, too.
     chat, max_tokens, max_tokens_aggregation, model_max_context, buffer, use_batch, delivery, dialect, timeout
         As for ``VLLMPool``; ``chat`` is "auto" here.
-    batch, retry, concurrency, connector_limit, trust_env, verify, headers, http_client, rpm, tpm, max_connections, \
-    key_ttl, cert, proxy, via
-        As for ``AgentPool``.
+    batch, retry, concurrency, connector_limit, rpm, tpm, max_connections
+        As for ``AgentPool``, and so are those below.
+    trust_env, verify, headers, http_client, key_ttl, cert, proxy, via
+        How requests go out.
 
     Returns
     -------

@@ -72,9 +72,10 @@ class VLLMPool(AgentPool):
         Tokens kept free when the room for an answer is computed, because prompt lengths are estimates.
     use_batch : bool, default True
         Whether ``send_all_batched`` sends many prompts per request.
-    concurrency, connector_limit, timeout, batch, retry, trust_env, verify, headers, http_client, rpm, tpm, \
-    max_connections, key_ttl, cert, proxy, via
-        As for ``AgentPool``; ``timeout`` is 300 s.
+    concurrency, connector_limit, timeout, batch, retry, rpm, tpm, max_connections
+        As for ``AgentPool``, and so are those below; ``timeout`` is 300 s.
+    trust_env, verify, headers, http_client, key_ttl, cert, proxy, via
+        How requests go out.
     chat : "auto", (prefix, suffix), callable or None
         How prompts become chats: learned from the server, wrapped by hand, or sent as they are (the default
         here; ``connect`` makes pools with "auto"). The server puts the model's first tokens before what is wrapped by
@@ -161,8 +162,10 @@ class VLLMPool(AgentPool):
         return self.models
 
     def by_model(self, name: str) -> Self:
-        """The sub-pool of the endpoints that serve a model, whose calls use it. One that has not said what it serves
-        is in it, too."""
+        """The sub-pool of the endpoints that serve a model, whose calls use it.
+
+        One that has not said what it serves is in it, too.
+        """
         if not isinstance(name, str) or not name:
             raise SettingError(f"model={name!r}: must be the name of a model")
         self.known_models(name)
