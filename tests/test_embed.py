@@ -365,6 +365,27 @@ def test_dimensions_that_the_model_does_not_have(pool: sk.VLLMPool) -> None:
         FRAME.swarm.embed("text", dimensions=8, pool=other)
 
 
+def test_dimensions_hold_also_where_they_could_not_be_tried(tmp_path: Path) -> None:
+    """The first requests, which find that out, meet a server that is starting."""
+
+    def starting(body: Any) -> Any:
+        texts = [body["input"]] if isinstance(body["input"], str) else body["input"]
+        if texts[0] in ("Hi", "Ho"):
+            return 503, {"error": {"message": "starting"}}
+        return {"data": [{"index": i, "embedding": expected([text], 2)[0].tolist()} for i, text in enumerate(texts)]}
+
+    frame, how = FRAME[:20], {"dimensions": 8, "store": tmp_path / "s"}
+    with connected(Server({"POST /v1/embeddings": starting}), retry=QUICK) as pool:
+        with pytest.warns(sk.SwarmWarning, match="20 of 20 rows failed(.|\n)*has 2 numbers, not dimensions=8"):
+            found = frame.swarm.embed("text", pool=pool, **how)
+        assert found["embedding"].isna().all()
+        assert len(sk.open_store(tmp_path / "s")) == 0, "nothing that would be taken for an answer"
+    kept = frame.assign(embedding=list(expected(frame["text"], 2)))
+    with connected(Server({"POST /v1/embeddings": starting}), retry=QUICK) as pool, pytest.warns(sk.SwarmWarning):
+        found = kept.swarm.embed("text", pool=pool, dimensions=8, only_missing=True)
+    assert found["embedding_error"].str.contains("has 2 numbers, and dimensions= asks for 8").all()
+
+
 @pytest.mark.parametrize(
     ("route", "words"),
     [
