@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -24,7 +25,7 @@ from .folder import Folder
 from .keys import Keys
 from .writer import Writer
 
-__all__ = ["Dedup", "check_dedup", "duplicates_in", "run"]
+__all__ = ["Dedup", "check_dedup", "duplicates_in", "have_one_answer", "run"]
 
 _CHECK_S = 0.5
 """Seconds between two looks whether the store is still there."""
@@ -37,6 +38,12 @@ def check_dedup(dedup: Dedup) -> Dedup:
     if dedup not in ("auto", True, False):
         raise SettingError(f"dedup={dedup!r}: must be 'auto' (at temperature 0), True or False")
     return dedup
+
+
+def have_one_answer(spec: RequestSpec, dedup: Dedup) -> bool:
+    """Whether equal prompts have one answer: it is asked for once."""
+    equal = spec.kind == "embeddings" or (spec.params.get("temperature") == 0 and spec.n == 1)
+    return equal if dedup == "auto" else dedup
 
 
 async def run(
@@ -84,8 +91,7 @@ async def run(
     else:
         rows = list(pending)
         stats.kept += len(prompts.texts) - len(rows)
-    equal = spec.kind == "embeddings" or (spec.params.get("temperature") == 0 and spec.n == 1)
-    same = equal if dedup == "auto" else dedup
+    same = have_one_answer(spec, dedup)
     guarded = Listeners(listeners, stats.listener_errors)
     informed: list[Listener] = [stats, *parts, guarded]
     known = _Known(still, spec, prompts, columns, stats, informed, store, same, in_parts=arrivals is not None)
@@ -135,7 +141,7 @@ class _Known:
         self._pool = pool
         self._spec = spec
         self._fits: set[int] = set()
-        self.prompts = Prompts(prompts.texts, prompts.errors, self._fits) if in_parts else prompts
+        self.prompts = replace(prompts, fits=self._fits) if in_parts else prompts
         self._columns = columns
         self._stats = stats
         self._store = store
