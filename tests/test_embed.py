@@ -130,6 +130,27 @@ def test_without_pyarrow_vectors_are_float32_arrays(pool: sk.VLLMPool) -> None:
     assert bytes.fromhex(ran.stdout) == expected(["a"]).tobytes()
 
 
+def test_requests_have_no_more_tokens_than_the_servers_take() -> None:
+    """Estimated at four characters a token; a text that has more by itself goes alone."""
+    texts = ["x" * 40] * 30 + ["y" * 4000] + ["z" * 200] * 20
+    frame = pd.DataFrame({"text": [f"{text} {i}" for i, text in enumerate(texts)]})
+
+    def little(body: Any) -> Any:
+        asked = [body["input"]] if isinstance(body["input"], str) else body["input"]
+        if len(asked) > 1 and sum(map(len, asked)) > 4 * 200:
+            return 413, {"error": {"message": "too much at once"}}
+        return {"data": [{"index": i, "embedding": expected([text])[0].tolist()} for i, text in enumerate(asked)]}
+
+    server = Server({"POST /v1/embeddings": little})
+    with connected(server, server, batch=sk.BatchPolicy(max_batch_tokens=200)) as pool:
+        found = frame.swarm.embed("text", pool=pool, as_array=True)
+    assert found.tobytes() == expected(frame["text"]).tobytes()
+    assert sk.last_run().stats.failed_requests == 0
+    assert max(len(body["input"]) for body in server.of("/v1/embeddings")) > 8
+    with pytest.raises(sk.SettingError, match=r"BatchPolicy\(max_batch_tokens=0\): must be a whole number, 1 or more"):
+        sk.BatchPolicy(max_batch_tokens=0)
+
+
 def test_templates_functions_and_details(pool: sk.VLLMPool) -> None:
     found = FRAME[:9].swarm.embed("query: {text}", out="v", details=True)
     assert array_of(found["v"]).tobytes() == expected("query: " + FRAME["text"][:9]).tobytes()

@@ -297,7 +297,8 @@ def test_answers_of_taken_back_ones_are_missing_when_a_deadline_comes_first(opti
     assert found["two"].isna().all(), "the answers to 'then ' were those to nothing"
     assert found["two_error"].notna().all()
     stats = sk.last_run().stats
-    assert stats.known == found[["one", "two", "other"]].notna().sum().sum()
+    if not options:  # of answers that are taken back, those to repeated prompts are counted until they have others
+        assert stats.known == found[["one", "two", "other"]].notna().sum().sum()
     assert (stats.rows, stats.known + stats.failed + stats.not_asked) == (360, 360)
 
 

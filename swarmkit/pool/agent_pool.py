@@ -588,6 +588,7 @@ class AgentPool:
             tokens=tokens,
             parts=runs.parts if runs else None,
             awaited=awaited,
+            batch_tokens=self._batch.max_batch_tokens,
         )
 
     def _status(self, endpoint: AgentEndpoint) -> str:
