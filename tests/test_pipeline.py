@@ -120,6 +120,13 @@ def test_a_condition_that_does_not_fit_a_value_is_an_error_of_its_row(pool: sk.V
     assert pd.isna(found["a_error"].iloc[2])
 
 
+def test_a_condition_that_fits_some_rows_far_below_is_no_mistake(pool: sk.VLLMPool) -> None:
+    frame = pd.DataFrame({"n": pd.Series(["?"] * 150 + [5], dtype=object)})
+    with pytest.warns(sk.SwarmWarning, match="150 of 151 rows failed"):
+        found = frame.swarm.pipeline([sk.Step("a", "{n}", when="{n} > 3")])
+    assert found["a"].dropna().index.tolist() == [150]
+
+
 def test_one_value_that_does_not_fit_costs_little_beside_many(pool: sk.VLLMPool) -> None:
     values: list[Any] = [i % 7 for i in range(4000)]
     values[1234] = "many"

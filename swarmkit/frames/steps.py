@@ -20,7 +20,7 @@ from .signatures import VERBS, takes
 
 __all__ = ["Asked", "Step", "StepFrame"]
 
-_LOOKED_AT = 100  # rows of a frame by whose values a condition is tried
+_LOOKED_AT = 100  # rows of a frame, with values of other types each, by which a condition is tried
 
 
 class Step:
@@ -148,13 +148,15 @@ class StepFrame(ScatterFrame):
         return [step for step in self._before if not labels.isdisjoint(step.added)]
 
     def _check_condition(self) -> None:
-        """Refuse a condition that fits no row by the kinds of its values: those of the frame, of a few of its rows, and
-        one such as each earlier step gives."""
+        """Refuse a condition that fits no row by the kinds of its values: those in the frame, and such as each earlier
+        step gives."""
         if self._condition is None:
             return
         labels = self._condition.labels
         given = {label: step._example(label) for step in self._before for label in step.added if label in labels}
-        own = self.df[[label for label in labels if label not in given]].dropna()[:_LOOKED_AT]
+        own = self.df[[label for label in labels if label not in given]].dropna()
+        mixed = own.iloc[:, [place for place, kind in enumerate(own.dtypes) if pd.api.types.is_object_dtype(kind)]]
+        own = own[~mixed.map(type).duplicated()][:_LOOKED_AT] if len(mixed.columns) else own[:1]
         if any(value is None for value in given.values()) or (len(own.columns) and own.empty):
             return  # nothing is known of one of them
         rows = own.copy() if len(own.columns) else pd.DataFrame(index=range(1))
