@@ -123,11 +123,14 @@ class Prompts:
         Row position to the reason, for every None in ``texts``.
     fits : set of int
         Rows that are known to leave room for the whole ``max_tokens``, since their tokens were counted.
+    measured : dict of str to list of float
+        By model, the characters a token of those that were counted as a sample. Added to.
     """
 
     texts: list[str | None]
     errors: dict[int, str] = field(default_factory=dict)
     fits: Set[int] = frozenset()
+    measured: dict[str, list[float]] = field(default_factory=dict, compare=False)
 
 
 Chat = Literal["auto"] | tuple[str, str] | Callable[[str], str] | None
@@ -180,6 +183,8 @@ class RequestSpec:
         ids of tokens: these, or the likeliest where a server does not choose. None asks for none.
     kind : {"text", "embeddings"}
         Whether texts are answered, or embedded: the answer to a row is its vector then.
+    repeat : int
+        How many calls like this one ask the same rows before it: the answers of each are stored for themselves.
     """
 
     model: str = ""
@@ -201,6 +206,7 @@ class RequestSpec:
     too_long: Literal["error", "truncate", "truncate_left"] = "error"
     logprobs: int | tuple[int, ...] | None = None
     kind: Literal["text", "embeddings"] = "text"
+    repeat: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -130,6 +130,27 @@ def test_without_pyarrow_vectors_are_float32_arrays(pool: sk.VLLMPool) -> None:
     assert bytes.fromhex(ran.stdout) == expected(["a"]).tobytes()
 
 
+def test_requests_have_no_more_tokens_than_the_servers_take() -> None:
+    """Estimated at four characters a token; a text that has more by itself goes alone."""
+    texts = ["x" * 40] * 30 + ["y" * 4000] + ["z" * 200] * 20
+    frame = pd.DataFrame({"text": [f"{text} {i}" for i, text in enumerate(texts)]})
+
+    def little(body: Any) -> Any:
+        asked = [body["input"]] if isinstance(body["input"], str) else body["input"]
+        if len(asked) > 1 and sum(map(len, asked)) > 4 * 200:
+            return 413, {"error": {"message": "too much at once"}}
+        return {"data": [{"index": i, "embedding": expected([text])[0].tolist()} for i, text in enumerate(asked)]}
+
+    server = Server({"POST /v1/embeddings": little})
+    with connected(server, server, batch=sk.BatchPolicy(max_batch_tokens=200)) as pool:
+        found = frame.swarm.embed("text", pool=pool, as_array=True)
+    assert found.tobytes() == expected(frame["text"]).tobytes()
+    assert sk.last_run().stats.failed_requests == 0
+    assert max(len(body["input"]) for body in server.of("/v1/embeddings")) > 8
+    with pytest.raises(sk.SettingError, match=r"BatchPolicy\(max_batch_tokens=0\): must be a whole number, 1 or more"):
+        sk.BatchPolicy(max_batch_tokens=0)
+
+
 def test_templates_functions_and_details(pool: sk.VLLMPool) -> None:
     found = FRAME[:9].swarm.embed("query: {text}", out="v", details=True)
     assert array_of(found["v"]).tobytes() == expected("query: " + FRAME["text"][:9]).tobytes()
@@ -363,6 +384,27 @@ def test_dimensions_that_the_model_does_not_have(pool: sk.VLLMPool) -> None:
     told = pytest.raises(sk.SettingError, match="its vectors have 2 numbers whatever is asked for")
     with connected(server) as other, told:
         FRAME.swarm.embed("text", dimensions=8, pool=other)
+
+
+def test_dimensions_hold_also_where_they_could_not_be_tried(tmp_path: Path) -> None:
+    """The first requests, which find that out, meet a server that is starting."""
+
+    def starting(body: Any) -> Any:
+        texts = [body["input"]] if isinstance(body["input"], str) else body["input"]
+        if texts[0] in ("Hi", "Ho"):
+            return 503, {"error": {"message": "starting"}}
+        return {"data": [{"index": i, "embedding": expected([text], 2)[0].tolist()} for i, text in enumerate(texts)]}
+
+    frame, how = FRAME[:20], {"dimensions": 8, "store": tmp_path / "s"}
+    with connected(Server({"POST /v1/embeddings": starting}), retry=QUICK) as pool:
+        with pytest.warns(sk.SwarmWarning, match="20 of 20 rows failed(.|\n)*has 2 numbers, not dimensions=8"):
+            found = frame.swarm.embed("text", pool=pool, **how)
+        assert found["embedding"].isna().all()
+        assert len(sk.open_store(tmp_path / "s")) == 0, "nothing that would be taken for an answer"
+    kept = frame.assign(embedding=list(expected(frame["text"], 2)))
+    with connected(Server({"POST /v1/embeddings": starting}), retry=QUICK) as pool, pytest.warns(sk.SwarmWarning):
+        found = kept.swarm.embed("text", pool=pool, dimensions=8, only_missing=True)
+    assert found["embedding_error"].str.contains("has 2 numbers, and dimensions= asks for 8").all()
 
 
 @pytest.mark.parametrize(

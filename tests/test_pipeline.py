@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import random
 import time
 import warnings
@@ -13,7 +14,7 @@ from typing import Any
 import pandas as pd
 import pytest
 from scripted import Call, Scripted
-from test_same_answers import RETRY, always, slowly
+from test_same_answers import RETRY, always, say, slowly
 
 import swarmkit as sk
 from swarmkit.analysis.simulate import Server, VirtualRun
@@ -22,7 +23,7 @@ from swarmkit.engine import messages
 from swarmkit.engine.endpoints import Fleet
 from swarmkit.engine.queues import home_queues
 from swarmkit.engine.scheduler import Scheduler
-from swarmkit.frames.pipeline import gather_s
+from swarmkit.frames.step_run import gather_s
 
 STEPS = [
     sk.Step("role", "What does {gene} do?"),
@@ -119,6 +120,78 @@ def test_a_condition_that_does_not_fit_a_value_is_an_error_of_its_row(pool: sk.V
     assert pd.isna(found["a_error"].iloc[2])
 
 
+def test_a_condition_that_fits_some_rows_far_below_is_no_mistake(pool: sk.VLLMPool) -> None:
+    frame = pd.DataFrame({"n": pd.Series(["?"] * 150 + [5], dtype=object)})
+    with pytest.warns(sk.SwarmWarning, match="150 of 151 rows failed"):
+        found = frame.swarm.pipeline([sk.Step("a", "{n}", when="{n} > 3")])
+    assert found["a"].dropna().index.tolist() == [150]
+
+
+def test_one_value_that_does_not_fit_costs_little_beside_many(pool: sk.VLLMPool) -> None:
+    values: list[Any] = [i % 7 for i in range(4000)]
+    values[1234] = "many"
+    frame = pd.DataFrame({"n": pd.Series(values, dtype=object)})
+    began = time.process_time()
+    with pytest.warns(sk.SwarmWarning, match="1 of 4,000 rows failed"):
+        found = frame.swarm.pipeline([sk.Step("a", "{n}", when="{n} > 9")], progress=False)
+    assert time.process_time() - began < 2.0, "row by row it is 8 seconds"
+    assert found["a_error"].dropna().index.tolist() == [1234]
+
+
+def test_conditions_over_what_steps_give(pool: sk.VLLMPool, genes: pd.DataFrame) -> None:
+    typed = {"n": int, "x": float, "ok": bool, "kind": ["x", "y"], "t": str, "many": list[int]}
+    steps = [
+        sk.Step("a", "{gene}", schema=typed, details=True, logprobs=0),
+        sk.Step("b", "{n}", when="{a_n} > 3 or {a_x} / {a_n} <= 1 or {a_ok} or {a_kind} == 'x' or {a_t} in ['u', 'v']"),
+        sk.Step("c", "{n}", when="{a_many} == 1 or {a_latency_s} >= 0 or {a_truncated} or not {a_ok}"),
+        sk.Step("d", "{n}", when="{a_attempts} * {n} > 0 and {a_logprob} <= 0 and {a_endpoint} != ''", schema=int),
+        sk.Step("e", "{n}", when="{d} != {n}"),
+    ]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = genes.swarm.pipeline(steps, max_tokens=64, too_long="truncate")
+    assert found[["b_error", "d_error", "e_error"]].isna().all(axis=None)
+
+
+def test_answers_that_are_not_valid_are_asked_again(genes: pd.DataFrame) -> None:
+    asked: list[str] = []
+
+    def script(call: Call) -> None:
+        first = [prompt not in asked for prompt in call.prompts]
+        asked.extend(call.prompts)
+        say(call, ["what?" if new else "7" for new in first])
+
+    steps = [sk.Step("a", "{gene}", schema=int, schema_retries=3), sk.Step("b", "{gene}{a}", schema=int)]
+    with (
+        Scripted(script) as server,
+        sk.VLLMPool([AgentEndpoint(*server.address)], model="m") as pool,
+        pytest.warns(sk.SwarmWarning, match="not hold the model to the schema"),
+    ):
+        found = genes.swarm.pipeline(steps, pool=pool, progress=False)
+    assert found[["a", "b"]].eq(7).all(axis=None)
+    assert (sk.last_run().stats.invalid, sk.last_run().stats.repaired) == (6, 6)
+
+
+def test_examples_in_a_frame_have_the_answers_in_the_column_of_the_step(pool: sk.VLLMPool, genes: pd.DataFrame) -> None:
+    shown = pd.DataFrame({"gene": ["gyrA"], "role": ["It cuts DNA."]})
+    pairs = [("What does gyrA do?", "It cuts DNA.")]
+    found = genes.swarm.pipeline([sk.Step("role", "What does {gene} do?", examples=shown)], temperature=0)
+    expected = genes.swarm.pipeline([sk.Step("role", "What does {gene} do?", examples=pairs)], temperature=0)
+    pd.testing.assert_frame_equal(found, expected)
+
+
+def test_steps_that_a_row_skips_with_several_levels_of_columns(pool: sk.VLLMPool, genes: pd.DataFrame) -> None:
+    frame = pd.concat({"of": genes}, axis=1)
+    steps = [
+        sk.Step("a", lambda row: row["('of', 'gene')"], when="{('of', 'n')} > 1"),
+        sk.Step("b", "a"),
+        sk.Step("c", "{('a', '')}?"),
+    ]
+    found = frame.swarm.pipeline(steps)
+    assert found[["b", "c"]].isna().all(axis=1).tolist() == [True, False, False]
+    assert found.xs("", axis=1, level=1).filter(like="_error").isna().all(axis=None)
+
+
 def test_steps_that_use_a_step_that_a_row_skips_skip_it_too(pool: sk.VLLMPool, genes: pd.DataFrame) -> None:
     steps = [*STEPS[:2], sk.Step("more", "And {check}"), sk.Step("yes", "{gene}", when="{check} != ''")]
     found = genes.swarm.pipeline(steps)
@@ -164,6 +237,28 @@ def test_a_store_resumes_in_the_middle(tmp_path: Path, genes: pd.DataFrame, temp
     pd.testing.assert_frame_equal(again, whole)
 
 
+def test_alike_steps_have_stored_answers_of_their_own(tmp_path: Path) -> None:
+    frame = pd.DataFrame({"gene": ["lacZ", "recA", "lacZ"]})
+    count = itertools.count()
+
+    def differently(call: Call) -> None:
+        say(call, [f"{prompt} {next(count)}" for prompt in call.prompts])
+
+    drafts = [sk.Step(f"draft{i}", "About {gene}") for i in range(3)]
+    drafts += [sk.Step(f"other{i}", lambda row: f"Of {row.gene}") for i in range(2)]
+    how: dict[str, Any] = {"store": tmp_path / "s", "temperature": 0.7, "progress": False}
+    with Scripted(differently) as server, sk.VLLMPool([AgentEndpoint(*server.address)], model="m") as pool:
+        first = frame.swarm.pipeline(drafts, pool=pool, **how)
+        names = [step.name for step in drafts]
+        assert first[names].stack().nunique() == 15
+        again = frame.swarm.pipeline(drafts, pool=pool, **how)
+        assert (sk.last_run().stats.stored, sk.last_run().stats.requests) == (15, 0)
+        pd.testing.assert_frame_equal(again, first)
+        one = frame.swarm.scatter("About {gene}", out="draft0", pool=pool, **how)
+        assert sk.last_run().stats.requests == 0, "the first of them is as a scatter"
+    assert sorted(one["draft0"]) == sorted(first["draft0"])
+
+
 def test_answers_that_are_taken_back_are_taken_back_from_later_steps() -> None:
     frame = pd.DataFrame({"prompt": [f"row {i}" for i in range(60)]})
     with contextlib.ExitStack() as stack, warnings.catch_warnings():
@@ -178,6 +273,56 @@ def test_answers_that_are_taken_back_are_taken_back_from_later_steps() -> None:
     assert (found["two"] == "echo: then echo: " + found["prompt"]).all()
     stats = sk.last_run().stats
     assert (stats.rows, stats.known, stats.failed) == (120, 120, 0)
+
+
+@pytest.mark.parametrize("options", [{}, {"temperature": 0}], ids=["", "dedup"])
+def test_answers_of_taken_back_ones_are_missing_when_a_deadline_comes_first(options: dict[str, Any]) -> None:
+    frame = pd.DataFrame({"prompt": [f"row {i}" for i in range(60)] * 2})
+
+    def hangs_at_the_second(call: Call) -> None:  # but for what the broken endpoint's answers make of it
+        if any(prompt.startswith("then echo") for prompt in call.prompts):
+            call.wait_for_the_end()
+            return
+        if any(prompt.startswith("row") for prompt in call.prompts):
+            time.sleep(0.15)
+        call.answer()
+
+    def broken(call: Call) -> None:
+        first = any(prompt.startswith("row") for prompt in call.prompts)
+        (always("") if first else hangs_at_the_second)(call)
+
+    with contextlib.ExitStack() as stack, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        scripts = (hangs_at_the_second, broken, hangs_at_the_second, hangs_at_the_second)
+        servers = [stack.enter_context(Scripted(script)) for script in scripts]
+        endpoints = [AgentEndpoint(*server.address) for server in servers]
+        batch = sk.BatchPolicy(max_size=1, max_in_flight=8)
+        pool = stack.enter_context(sk.VLLMPool(endpoints, model="m", retry=RETRY, batch=batch))
+        steps = [sk.Step("one", "{prompt}"), sk.Step("two", "then {one}"), sk.Step("other", "{prompt}?")]
+        found = frame.swarm.pipeline(steps, pool=pool, max_tokens=8, progress=False, deadline=6.0, **options)
+    assert (found["one"].dropna() == "echo: " + found["prompt"][found["one"].notna()]).all()
+    assert found["two"].isna().all(), "the answers to 'then ' were those to nothing"
+    assert found["two_error"].notna().all()
+    stats = sk.last_run().stats
+    if not options:  # of answers that are taken back, those to repeated prompts are counted until they have others
+        assert stats.known == found[["one", "two", "other"]].notna().sum().sum()
+    assert (stats.rows, stats.known + stats.failed + stats.not_asked) == (360, 360)
+
+
+def test_a_later_step_begins_though_the_requests_of_the_first_take_long() -> None:
+    """How long requests take is each step's own; the moment at which all are over is one."""
+    frame = pd.DataFrame({"prompt": [f"row {i}" for i in range(8)]})
+
+    def script(call: Call) -> None:
+        time.sleep(2.5 if any(prompt.startswith("row") for prompt in call.prompts) else 0.05)
+        call.answer()
+
+    with Scripted(script) as server:
+        pool = sk.VLLMPool([AgentEndpoint(*server.address)], model="m", batch=sk.BatchPolicy(max_size=4))
+        with pool:
+            steps = [sk.Step("one", "{prompt}"), sk.Step("two", "then {one}")]
+            found = frame.swarm.pipeline(steps, pool=pool, max_tokens=8, progress=False, deadline=4.9)
+    assert (found["two"] == "echo: then echo: " + found["prompt"]).all()
 
 
 def test_a_restart_amid_the_steps_loses_no_row() -> None:
@@ -238,6 +383,11 @@ def test_a_deadline_ends_all_steps() -> None:
         ([sk.Step("a", "{gene}", when="@pd.read_csv({gene})")], "cannot be read"),
         ([sk.Step("a", "{gene}", when="[{n} for x in 'a']")], "it has a ListComp"),
         ([sk.Step("a", "{gene}", when="{n:.2f} > 1")], "a placeholder has a format"),
+        ([sk.Step("a", "{gene}", when="{gene} > 3")], "when='{gene} > 3': TypeError"),
+        ([sk.Step("a", "{gene}"), sk.Step("b", "{gene}", when="{a} > 3")], "when='{a} > 3': TypeError"),
+        ([sk.Step("a", "{gene}", schema={"t": str}), sk.Step("b", "{n}", when="{n} < {a_t}")], "TypeError"),
+        ([sk.Step("a", "{gene}", schema=["x", "y"]), sk.Step("b", "{n}", when="{a} > 'x'")], "TypeError"),
+        ([sk.Step("a", "{gene}", when="{n} + 1")], "neither true nor false"),
         ([sk.Step("a", "{gene}", model="other")], "other"),
     ],
 )

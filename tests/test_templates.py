@@ -292,6 +292,41 @@ def test_a_template_that_reads_the_prompt_is_left_to_the_chat_routes() -> None:
         assert "does more than stand around prompts with /no_think" in route()
 
 
+def late(*numbers: int) -> Callable[[Call], bool]:
+    """Prompts with these numbers are answered later than the others, each a little later than that before."""
+
+    def wait(call: Call) -> bool:
+        texts = " ".join(call.prompts) if call.headers.startswith("POST /v1/completions") else ""
+        if "Of " in texts:
+            time.sleep(max((0.4 * place for place, n in enumerate(numbers, 1) if f"question {n}<" in texts), default=0))
+        return False
+
+    return wait
+
+
+@pytest.mark.parametrize("odd", ["/no_think", "and think>"])
+def test_rows_that_come_to_a_step_later_have_the_route_that_suits_them(odd: str) -> None:
+    reader = Template("<D>", "</D>", lambda text: (text.replace(odd, ""), "<quick>") if odd in text else (text, ""))
+    frame = FRAME.assign(more=["please", *[odd if i == 30 else "please" for i in range(1, 40)]])
+    steps = [sk.Step("one", "Of {q}"), sk.Step("two", "{one}, {more}.")]
+    with serving(Model(reader, before=late(30))) as (_, pool):
+        found = frame.swarm.pipeline(steps, pool=pool)
+        assert {name for name in sk.last_run().stats.routes if name.startswith("two: chat-batch")}
+        single = frame.swarm.pipeline(steps, pool=pool, mode="single")
+    assert found["two"].tolist() == single["two"].tolist()
+    assert found["two"].iloc[30] == "echo: echo: Of question 30, .<quick>"
+
+
+def test_rows_that_come_to_a_step_later_are_measured_once() -> None:
+    frame = FRAME.assign(long=["x" * 6000] * 40)
+    model = Model(before=late(1, 6, 11, 16, 21, 26, 31, 36))
+    with serving(model) as (_, pool):
+        found = frame.swarm.pipeline([sk.Step("one", "Of {q}"), sk.Step("two", "{one}: {long}")], pool=pool)
+    assert found["two"].str.startswith("echo: echo: Of question").all()
+    counted = [body for path, body in model.asked if path == "/tokenize" and "xxx" in body.get("prompt", "")]
+    assert len(counted) <= 20, "40 and more where each arrival is measured anew"
+
+
 @pytest.mark.parametrize("strip", [lambda text: text.lstrip("\n"), str.rstrip, str.strip])
 def test_white_space_at_the_ends_of_prompts_is_what_the_chat_makes_of_it(strip: Callable[[str], str]) -> None:
     asked = pd.DataFrame({"q": ["\nx", "x\n", " x ", "\n \n", "\u3000x", "x"]})

@@ -114,6 +114,16 @@ def test_what_is_not_valid_has_no_vote() -> None:
     assert sk.vote(measured, "std")["n_valid"].tolist() == [2], "numbers are no errors"
 
 
+def test_what_stands_beside_answers_is_found_with_several_levels_of_columns(pool: sk.VLLMPool) -> None:
+    frame = pd.DataFrame({("of", "q"): ["a", "b"], ("of", "n"): [1, 2]})
+    answers = frame.swarm.scatter(lambda row: row["('of', 'q')"], n=2)
+    assert sk.vote(answers, "response")["n_valid"].tolist() == [2, 2]
+    answers["response_error"] = ["not valid: ...", None, None, None]
+    assert sk.vote(answers, "response")["n_valid"].tolist() == [1, 2]
+    with pytest.warns(sk.SwarmWarning, match="stands for several rows with samples"):
+        sk.vote(pd.concat([answers, answers]), "response")
+
+
 def test_labels_of_several_rows_are_pointed_out() -> None:
     frame = pd.DataFrame({"response": list("aabb"), "response_sample": [0, 1, 0, 1]}, index=[7, 7, 7, 7])
     with pytest.warns(sk.SwarmWarning, match=r"the index label 7 stands for several rows .* df.reset_index\(\)"):
@@ -335,6 +345,15 @@ def test_rows_are_kept_by_the_probability_of_yes(pool: sk.VLLMPool) -> None:
     assert texts["good"].tolist() == rows["keep"].tolist()
 
 
+@pytest.mark.parametrize("name", ["keep", "keep_error", "keep_p"])
+def test_columns_of_the_frame_are_in_nobodys_way_where_only_rows_are_returned(pool: sk.VLLMPool, name: str) -> None:
+    frame = ROWS[:10].assign(**{name: range(10)})
+    kept = frame.swarm.filter("q")
+    pd.testing.assert_frame_equal(kept, frame.loc[ROWS[:10].swarm.filter("q").index])
+    levels = pd.concat({name: ROWS[:10]}, axis=1)
+    assert levels.swarm.filter(lambda row: row["('" + name + "', 'q')"]).equals(levels.loc[kept.index])
+
+
 def test_rows_that_failed_are_left_out_and_said(pool: sk.VLLMPool, tmp_path: Any) -> None:
     frame = ROWS[:10].assign(q=[None, *ROWS["q"][1:10]])
     with pytest.warns(sk.SwarmWarning, match="1 of 10 rows failed(.|\n)*They are left out; return_all=True"):
@@ -366,7 +385,7 @@ def test_without_log_probabilities_the_answer_decides() -> None:
     ("options", "message"),
     [
         ({"threshold": 1.5}, "threshold=1.5: must be a probability"),
-        ({"out": "q"}, "out='q' would overwrite that column"),
+        ({"out": "q", "return_all": True}, "out='q' would overwrite that column"),
         ({"details": True}, "filter takes no details="),
         ({"only_missing": True}, "filter takes no only_missing="),
         ({"labels": ["a", "b"]}, "filter takes no labels=, which classify takes"),

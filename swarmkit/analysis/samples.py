@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,10 +60,16 @@ class Samples:
 def beside(df: pd.DataFrame, column: str, name: str) -> pd.Series | None:
     """What a verb wrote beside a column of answers, or beside the answers that the column is a field of; None where
     there is no such column."""
-    owners = [str(c).removesuffix(f"_{name}") for c in df.columns if str(c).endswith(f"_{name}")]
+    column, labels = _name(column), {_name(label): label for label in df.columns}
+    owners = [label.removesuffix(f"_{name}") for label in labels if label.endswith(f"_{name}")]
     near = [owner for owner in owners if column == owner or column.startswith(f"{owner}_")]
-    found = df[f"{max(near, key=len)}_{name}"] if near else None
+    found = df[labels[f"{max(near, key=len)}_{name}"]] if near else None
     return found if isinstance(found, pd.Series) else None
+
+
+def _name(label: Hashable) -> str:
+    """The name of a column; with several levels of columns that on the first, where verbs write theirs."""
+    return str(label[0] if isinstance(label, tuple) and not any(label[1:]) else label)
 
 
 def _read(read: Callable[[Any], Any], value: Any, index: pd.Index, row: int) -> Any:

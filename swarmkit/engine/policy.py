@@ -82,6 +82,10 @@ class BatchPolicy:
         whether many rows share long prefixes beyond what all share, such as the documents of a table of documents and
         questions, and sends them in runs then; "prefix" does so for any prefixes of 16 tokens or more; "given" deals
         rows in the order of the frame. Results are in the order of the frame in any case.
+    max_batch_tokens : int, optional
+        Tokens a request, at most, as they are estimated from the length of its texts and the answers that they may
+        have; for servers that take only so much at once, as some do of embeddings. A row that has more by itself is
+        sent alone.
 
     Raises
     ------
@@ -99,11 +103,12 @@ class BatchPolicy:
     single_in_flight: int = 64
     hedge: bool = True
     order: Order = "auto"
+    max_batch_tokens: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("max_size", "max_in_flight", "single_in_flight"):
+        for name in ("max_size", "max_in_flight", "single_in_flight", "max_batch_tokens"):
             value = getattr(self, name)
-            if name == "max_size" and value == "auto":
+            if (name, value) in (("max_size", "auto"), ("max_batch_tokens", None)):
                 continue
             if not isinstance(value, int) or value < 1:
                 other = ', or "auto"' if name == "max_size" else ""

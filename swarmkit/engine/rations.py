@@ -22,6 +22,8 @@ class Rations:
         The endpoints: it knows their rates, and is told which of them are held back.
     tokens : callable
         Gives the tokens of a row, prompt and answer, as far as they can be estimated.
+    most : int, optional
+        Tokens of one request, by that estimate; a row that has more by itself is sent alone.
 
     Attributes
     ----------
@@ -29,9 +31,10 @@ class Rations:
         When the last of the endpoints that are well may be sent something again.
     """
 
-    def __init__(self, fleet: Fleet, tokens: Callable[[int], int]) -> None:
+    def __init__(self, fleet: Fleet, tokens: Callable[[int], int], most: int | None = None) -> None:
         self._fleet = fleet
         self._tokens = tokens
+        self._most = most
         self._counted: dict[int, Ration] = {}  # by ticket
         self._held: dict[Rate, dict[int, None]] = {}  # endpoints, in the order in which they were held back
         self._freed: dict[int, None] = {}  # those of them for which a request has ended since
@@ -59,8 +62,16 @@ class Rations:
             ration.over()
         self._counted.clear()
 
+    def fitting(self, rows: Sequence[int]) -> int:
+        """How many of these rows, from the first, one request may have; one at least."""
+        if self._most is None:
+            return len(rows)
+        sums = itertools.accumulate(map(self._tokens, rows))
+        return max(1, sum(1 for _ in itertools.takewhile(self._most.__ge__, sums)))
+
     def affordable(self, index: int, rows: Sequence[int], now: float) -> int:
-        """How many of these rows, from the first, the rate of an endpoint has tokens for."""
+        """How many of these rows, from the first, one request may have, and the rate of an endpoint has tokens for."""
+        rows = rows[: self.fitting(rows)]
         if (rate := self._fleet.rate_of(index)) is None:
             return len(rows)
 

@@ -95,6 +95,8 @@ class Scheduler:
         By position, which rows of the queues belong together (``prefixes.PrefixOrder``).
     awaited : int
         Rows that may join while the run goes on (``Joined``). It is over when none is left, and none may come.
+    batch_tokens : int, optional
+        Tokens of a request, at most, by that estimate.
 
     Attributes
     ----------
@@ -132,6 +134,7 @@ class Scheduler:
         tokens: Callable[[int], int] = lambda row: 1,
         parts: Sequence[int] | None = None,
         awaited: int = 0,
+        batch_tokens: int | None = None,
     ) -> None:
         self.fleet = fleet
         self._limited = {} if limited is None else limited
@@ -139,7 +142,7 @@ class Scheduler:
         self._left = self._queues.unsent
         self._awaited = awaited
         fleet.fed = awaited > 0
-        self.rations = Rations(self.fleet, tokens)
+        self.rations = Rations(self.fleet, tokens, batch_tokens)
         self._busy_for: set[int] = set()  # rows for which endpoints were full when they were asked alone
         self._retry = retry = fleet.retry
         self._concurrency = fleet.concurrency or math.inf
@@ -799,7 +802,7 @@ class Scheduler:
         elif len(self._in_flight) >= self._concurrency:
             self._waiting[index] = None
         elif self.fleet.can_send(index, self._now):
-            size = min(self.fleet.max_size, e.max_rows)
+            size = min(self.fleet.max_size, e.max_rows, self.rations.fitting(rows))
             if len(rows) > size:
                 self._suspects.groups.appendleft(replace(group, rows=rows[size:]))
             self._suspects.reserved[index] = group = replace(group, rows=rows[:size])
@@ -843,6 +846,7 @@ class Scheduler:
         for index, rows in self._stragglers.copies(self._now, self._left + self._awaited, idle, self._limited):
             if len(self._in_flight) >= self._concurrency:
                 return
+            rows = rows[: self.rations.fitting([row.row for row in rows])]
             for row in rows:
                 self._stragglers.duplicated(row, self._tickets)
             self.counts.duplicates += len(rows)

@@ -107,10 +107,10 @@ class PreparedCall:
 
 
 def arguments(
-    verb: Callable[..., Any], options: Mapping[str, object], prompt: PromptLike | None = None
+    verb: Callable[..., Any], options: Mapping[str, object], prompt: PromptLike | None = None, out: str | None = None
 ) -> dict[str, Any]:
     """The keywords of a call of this verb, and the default of every keyword that the call does not give. Examples in a
-    frame become those of ``prompt``.
+    frame become those of ``prompt``, with the answers of the column ``out``, where that is no keyword.
 
     The result has the defaults of other verbs' keywords too, so that all calls are read alike.
 
@@ -127,7 +127,7 @@ def arguments(
     found = {**_DEFAULTS, **own, **options, **numpy}
     found["deadline"] = read_deadline(found["deadline"])  # first: the time of all that follows counts, too
     asked = prompt if found["messages"] is None else None
-    found["examples"] = read_examples(found["examples"], asked, found["out"])
+    found["examples"] = read_examples(found["examples"], asked, found["out"] if out is None else out)
     found["assistant_prefix"] = read_prefix(found["assistant_prefix"])
     return {**found, "schema": _read_schema(found)}
 

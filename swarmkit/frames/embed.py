@@ -180,13 +180,16 @@ class VectorFrame(ScatterFrame):
         ]
         sizes = Counter(map(len, filter(None, texts)))
         usual = sizes.most_common(1)[0][0] if sizes else 0
+        whose = "most have"
+        if self._asked is not None:
+            usual, whose = -(-4 * self._asked // 3) * 4, "dimensions= asks for"
         self._odd = {}
-        if len(sizes) > 1:  # of servers with different models under one name, or of a store from before a change
-            length = length_of(text for text in texts if text and len(text) == usual)
+        if sizes.keys() - {usual}:  # of servers with different models under one name, or of a store before a change
+            length = self._asked or length_of(text for text in texts if text and len(text) == usual)
             for place, text in enumerate(texts):
                 if text and len(text) != usual:
                     errors[place] = self._odd[int(rows[place])] = (
-                        f"its vector has {length_of([text]):,} numbers, and most have {length:,}: do all servers have "
+                        f"its vector has {length_of([text]):,} numbers, and {whose} {length:,}: do all servers have "
                         "the same model, and had those of the store?"
                     )
                     texts[place] = None
@@ -219,6 +222,7 @@ def _column(values: npt.NDArray[np.float32], missing: npt.NDArray[np.bool_], ind
     kind = pa.list_(pa.float32(), length) if length else pa.list_(pa.float32())  # not known where no row has one
     if not length:
         return pd.Series(pd.arrays.ArrowExtensionArray(pa.nulls(len(values), kind)), index)
-    mask = pa.array(missing) if missing.any() else None
-    array = pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), type=kind, mask=mask)
+    valid = pa.py_buffer(np.packbits(~missing, bitorder="little")) if missing.any() else None
+    # Not from_arrays(mask=), which pyarrow 15 has not.
+    array = pa.Array.from_buffers(kind, len(values), [valid], children=[pa.array(values.ravel())])
     return pd.Series(pd.arrays.ArrowExtensionArray(array), index)

@@ -12,7 +12,7 @@ from ..errors import SettingError
 from .call import arguments
 from .classify import LabelFrame, labelled
 from .options import NOT_OF_LABELS, FilterOptions
-from .prompts import PromptLike
+from .prompts import PromptLike, check_frame
 from .signatures import takes
 
 __all__ = ["filter"]
@@ -58,7 +58,8 @@ def filter(  # noqa: A001 - as pandas calls it; it is a method only, and no name
     Raises
     ------
     SettingError, TypeError
-        ``threshold`` is not from 0 to 1; ``out`` is a column of ``df``; a keyword that ``filter`` does not take.
+        ``threshold`` is not from 0 to 1; with ``return_all``, ``out`` is a column of ``df``; a keyword that ``filter``
+        does not take.
     UnknownColumnError, PromptError, NoEndpointsError, ScatterInterrupted, ScatterError
         As for ``scatter``; ``.frame`` has all rows.
 
@@ -74,6 +75,10 @@ def filter(  # noqa: A001 - as pandas calls it; it is a method only, and no name
     (['title', 'keep', 'keep_error', 'keep_p'], True)
     """
     given = {**arguments(filter, options), "out": out, "details": False, "only_missing": False}
+    check_frame(df)
+    if isinstance(out, str) and not return_all:  # it is not returned, so the frame's own columns are in nobody's way
+        while any(name in df.columns for name in (out, f"{out}_error", f"{out}_p")):
+            given["out"] = out = f"{out}_"
     if isinstance(threshold, bool) or not isinstance(threshold, int | float | np.number) or not 0 <= threshold <= 1:
         raise SettingError(f"threshold={threshold!r}: must be a probability, 0 to 1")
     frame = FilterFrame(df, prompt, float(threshold), return_all, given)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import time
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -17,39 +18,27 @@ from typing import Any, Unpack
 import pandas as pd
 
 from ..client import io_thread
-from ..engine.columns import UNKNOWN
+from ..engine.deadline import Deadline
 from ..errors import SettingError, StoreError
 from ..pool.connect import use_pool
 from ..pool.vllm_pool import VLLMPool
 from ..pool.watch import present
-from ..records import Failure, FailureKind, Prompts
-from ..runs.events import (
-    EndpointChanged,
-    Listener,
-    RowFailed,
-    RowsDone,
-    RowsRetracted,
-    RowsReused,
-    RunEnded,
-    RunEvent,
-    RunStarted,
-)
+from ..records import Failure, FailureKind
+from ..runs.events import Listener, RowsReused, RunEnded, RunEvent, RunStarted, renumbered
 from ..runs.listeners import Listeners
 from ..runs.run import Run, finished
 from ..runs.stats import RunStats
-from ..store.reuse import run as run_with_reuse
+from ..store.keys import ask_of, settings_of
+from ..store.reuse import have_one_answer
 from .call import PreparedCall, arguments, read_options
 from .options import NOT_OF_PIPELINE, NOT_OF_STEP, PipelineOptions, StepOptions
 from .prompts import check_frame
 from .signatures import keywords, takes
+from .step_run import StepRun
 from .steps import Step, StepFrame
 
 __all__ = ["pipeline"]
 
-_LEAST_S, _MOST_S, _SHARE = 0.05, 5.0, 0.02
-"""Seconds in which rows are gathered that go on together: this share of the time that the step has run, so that long
-runs need few requests, and lose little."""
-_ADDED = ("retries", "halvings", "steals", "reissues", "truncated")
 _OF_STEP = keywords(StepOptions).keys() - NOT_OF_STEP
 _OF_ALL = ("store", "deadline", "progress", "monitor", "on_error")
 _SPENT = ("cut", "prompt_tokens", "completion_tokens", "_counted")
@@ -61,7 +50,8 @@ def pipeline(df: pd.DataFrame, steps: Sequence[Step], **options: Unpack[Pipeline
 
     A row goes on to its next step when it has its answer, whatever the other rows do, so the steps overlap. Each step
     is asked as ``scatter`` asks it, with its own schema, pool or model; an endpoint may hold the requests of several.
-    Keywords of the call hold for every step that does not say otherwise.
+    Keywords of the call hold for every step that does not say otherwise. In a ``store`` sampled answers of steps that
+    ask alike are apart.
 
     Parameters
     ----------
@@ -83,8 +73,8 @@ def pipeline(df: pd.DataFrame, steps: Sequence[Step], **options: Unpack[Pipeline
     UnknownColumnError, PromptError
         The prompt of a step cannot be made.
     SettingError, TypeError
-        No step, two of one name, columns of two steps that have the same name, a ``when=`` that is no expression; or a
-        keyword that is not taken.
+        No step, two of one name, columns of two steps that have the same name, a ``when=`` that is no expression, or
+        fits no row; or a keyword that is not taken.
     NoEndpointsError, ScatterInterrupted, ScatterError
         As for ``scatter``. If no endpoint of a step is left, the other steps end, too; ``.frame`` has what had
         finished.
@@ -105,151 +95,6 @@ def pipeline(df: pd.DataFrame, steps: Sequence[Step], **options: Unpack[Pipeline
     return finished(lambda: _Pipeline(df, steps, options).start())
 
 
-def gather_s(ran_s: float) -> float:
-    """Seconds in which rows are gathered, when a pipeline has run for so many."""
-    return min(max(_LEAST_S, _SHARE * ran_s), _MOST_S)
-
-
-class _Part:
-    """A step that is running. It says which rows come to its run, and hears what becomes of them.
-
-    Attributes
-    ----------
-    awaited : int
-        Rows that may still come; those that wait to be taken are among them.
-    """
-
-    def __init__(self, whole: _Pipeline, place: int, frame: StepFrame, call: PreparedCall) -> None:
-        self._whole, self._place, self.frame, self.call = whole, place, frame, call
-        self.stats = RunStats()
-        frame.names = self.stats.roster.names
-        self.prompts = Prompts([None] * len(frame.df))
-        self.restart()
-
-    def restart(self) -> None:
-        """Begin a pass over all rows."""
-        size = len(self.frame.df)
-        self.awaited = size
-        self._waiting: list[int] = []
-        self._passed = bytearray(size)  # rows that this step is done with
-        self._changed = asyncio.Event()
-        self._began = time.monotonic()
-
-    # ---- rows that come ------------------------------
-
-    def put(self, rows: Iterable[int]) -> None:
-        """Rows come that the steps before are done with."""
-        self._waiting += rows
-        self._changed.set()
-
-    def drop(self, row: int, why: str) -> None:
-        """A row does not come, since it failed before."""
-        if self.frame.columns.is_settled(row):
-            self._take_back(row)
-        self.frame.unreached[row] = why
-        self.awaited -= 1
-        self._changed.set()
-
-    def close(self) -> None:
-        """No more rows come."""
-        self.awaited = len(self._waiting)
-        self._changed.set()
-
-    async def next(self) -> list[int]:
-        """The next rows to be asked; none when no more will come."""
-        while True:
-            while self.awaited > 0 and not self._waiting:
-                self._changed.clear()
-                await self._changed.wait()
-            if not self._waiting:
-                return []
-            if self.awaited > len(self._waiting):
-                await asyncio.sleep(gather_s(time.monotonic() - self._began))
-            rows, self._waiting = self._waiting, []
-            self.awaited -= len(rows)
-            if asked := await self._asked(rows):
-                return asked
-
-    async def _asked(self, rows: list[int]) -> list[int]:
-        """Those of some rows that must be asked; the others go on, or fail."""
-        frame, columns = self.frame, self.frame.columns
-        found = await asyncio.to_thread(frame.asked, rows)
-        frame.skipped.difference_update(rows)
-        frame.skipped |= found.skipped
-        for row in rows:
-            frame.unreached.pop(row, None)
-            text = found.texts.get(row)
-            if columns.is_settled(row) and frame.made[row] != text:  # of an earlier pass; its prompt was another one
-                self._take_back(row)
-            frame.made[row] = self.prompts.texts[row] = text
-        now = time.monotonic()
-        for row, error in found.errors.items():
-            if not columns.is_settled(row):
-                columns.fail(row, error)
-                self._whole.emit(self._place, RowFailed(row, Failure(FailureKind.REJECTED, error), now))
-        self._whole.count_rows()
-        self._pass_on([row for row in rows if row in found.skipped or columns.is_settled(row)])
-        return [row for row in found.texts if not columns.is_settled(row)]
-
-    def _take_back(self, row: int) -> None:
-        columns, why = self.frame.columns, "the answer that its prompt was made of was taken back"
-        endpoint = columns.endpoint[row]
-        if row in columns.errors or endpoint == UNKNOWN:
-            self._whole.stats.failed -= row in columns.errors
-        else:
-            self._whole.emit(self._place, RowsRetracted(endpoint, [row], why, time.monotonic()))
-        columns.clear(row)
-
-    # ---- what becomes of them ------------------------------
-
-    def __call__(self, event: RunEvent) -> None:
-        """Hear of an event of its run."""
-        match event:
-            case RunStarted():
-                self._whole.began(self._place, event)
-            case RunEnded():
-                pass
-            case _:
-                self._whole.emit(self._place, event)
-        match event:
-            case RowsDone() | RowsReused() if event.rows:
-                self._pass_on(event.rows)
-            case RowFailed():
-                self._pass_on([event.row])
-            case RowsRetracted() if any(self._passed[row] for row in event.rows):
-                self._whole.again = True
-            case EndpointChanged(index, "distrusted"):
-                self._whole.distrusted.add(self.stats.roster.names[index])
-
-    def _pass_on(self, rows: Iterable[int]) -> None:
-        """Rows are done here: they go to the next step, or, where they failed, to none."""
-        new = [row for row in rows if not self._passed[row]]
-        later = self._whole.parts[self._place + 1 :]
-        for row in new:
-            self._passed[row] = 1
-        errors = self.frame.columns.errors
-        if later:
-            later[0].put([row for row in new if row not in errors])
-        for row in new:
-            if row in errors:
-                for part in later:
-                    part.drop(row, f"not asked: the step {self.frame.name!r} failed: {errors[row]}")
-        if any(row in errors for row in new):
-            self._whole.count_rows()
-
-    async def run(self) -> Failure | None:
-        """Ask all rows that come."""
-        if not (rows := await self.next()):
-            return None
-        call, distrusted = self.call, self._whole.distrusted
-        believed = [place for place, e in enumerate(call.pool.endpoints) if e.name not in distrusted]
-        pool = call.pool.select(believed) if distrusted and believed else call.pool  # few rows would not show it again
-        how: dict[str, Any] = {"store": self.call.store, "dedup": self.call.dedup, "deadline": self.call.deadline}
-        how |= {"parts": [self], "arrivals": self}
-        columns = self.frame.columns
-        return await run_with_reuse(pool, self.prompts, call.spec, columns, (), rows, self.stats, **how)
-
-
 class _Pipeline:
     """A frame and its steps, whose columns are filled during the run.
 
@@ -264,14 +109,15 @@ class _Pipeline:
         self.df = df.copy(deep=False)
         self.steps = _checked(steps)
         shared = {name: value for name, value in options.items() if name in _OF_STEP}
-        self._calls = [arguments(Step, {**shared, **step.options}, step.prompt) for step in self.steps]
+        self._calls = [arguments(Step, {**shared, **step.options}, step.prompt, step.name) for step in self.steps]
         self._calls = [{**call, **{name: given[name] for name in _OF_ALL}} for call in self._calls]
         self._frames: list[StepFrame] = []
         for step, call in zip(self.steps, self._calls, strict=True):
             self._frames.append(StepFrame(self.df, step, call, tuple(self._frames)))
-        self.parts: list[_Part] = []
+        self.parts: list[StepRun] = []
         self.distrusted: set[str] = set()  # names of endpoints that gave the same answer to every prompt
         self.again = False  # whether answers were taken back that later steps had used
+        self.unsure = False  # ... and these have not gone through all rows since
         self.stats = RunStats()
         self._listeners: Listener = lambda event: None
 
@@ -299,7 +145,10 @@ class _Pipeline:
                     pools[id(asked)] = use_pool(asked)
                 pool, made = pools[id(asked)]
                 call = replace(read_options({**given, "pool": pool}), owned=made and owned)
-                calls.append(replace(call, store=call.store.for_frames() if call.store is not None else None))
+                call = replace(call, store=call.store.for_frames() if call.store is not None else None)
+                if (late := call.deadline) is not None:  # one moment; how long requests take is each step's own
+                    call = replace(call, deadline=Deadline(late.at, late.shown))
+                calls.append(call)
         except BaseException:
             for pool, made in pools.values():
                 if made:
@@ -312,14 +161,19 @@ class _Pipeline:
     async def _work(self, calls: Sequence[PreparedCall], stats: RunStats) -> Failure | None:
         self.stats = stats
         self._listeners = Listeners(calls[0].listeners("pipeline", stats), stats.listener_errors)
-        self.parts = [_Part(self, *each) for each in zip(range(len(calls)), self._frames, calls, strict=True)]
+        self.parts = [StepRun(self, *each) for each in zip(range(len(calls)), self._frames, calls, strict=True)]
         failure, cancelled, error = None, True, ""
         try:
-            for call in calls:
-                pool = await present(call.pool, stats)
-                await pool.complete(call.spec)  # a model that there is none of is said before anything is asked
+            alike: Counter[Any] = Counter()
+            for step, part in zip(self.steps, self.parts, strict=True):
+                pool = await present(part.call.pool, stats)
+                spec = await pool.complete(part.call.spec)  # a model that there is none of is said before any request
                 for endpoint in pool.endpoints:
                     stats.roster.place(endpoint)
+                if part.call.store is not None and not have_one_answer(spec, part.call.dedup):
+                    same = ask_of(settings_of(spec)), step.prompt if isinstance(step.prompt, str) else None
+                    part.call = replace(part.call, spec=replace(part.call.spec, repeat=alike[same]))
+                    alike[same] += 1
             self.count_rows()
             self.stats(self._started())
             self._listeners(self._started())
@@ -331,6 +185,10 @@ class _Pipeline:
             error, cancelled = f"{type(exc).__name__}: {exc}", False
             raise
         finally:
+            if self.unsure:
+                for part in self.parts[1:]:
+                    part.check()
+                self.count_rows()
             self._add_up()
             self.emit(0, RunEnded(failure, cancelled, time.monotonic(), error))
             with suppress(StoreError):  # which has been raised before
@@ -344,6 +202,7 @@ class _Pipeline:
         while True:
             failure = await self._all_steps()
             if failure is not None or not self.again:
+                self.unsure = self.unsure and failure is not None
                 return failure
             self.again = False
             for part in self.parts:
@@ -371,15 +230,11 @@ class _Pipeline:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     def _add_up(self) -> None:
-        """Take over what the steps' own counts have and events do not tell."""
         for part in self.parts:
-            for name in _ADDED:
-                setattr(self.stats, name, getattr(self.stats, name) + getattr(part.stats, name))
-            self.stats.context = max(self.stats.context, part.stats.context)
+            self.stats.take_over(part.stats)
             if part.stats.cut:  # a warning names the limit
                 self.stats.max_tokens = max(self.stats.max_tokens, part.stats.max_tokens)
             self.stats.lengths += part.stats.lengths
-            self.stats.notices += [line for line in part.stats.notices if line not in self.stats.notices]
 
     # ---- as it is seen from outside ------------------------------
 
@@ -403,20 +258,14 @@ class _Pipeline:
 
     def emit(self, place: int, event: RunEvent) -> None:
         """Tell the listeners an event of a step, with the numbers of the whole."""
-        part, first, changes = self.parts[place], place * len(self.df), dict[str, Any]()
-        if hasattr(event, "endpoint"):
-            changes["endpoint"] = self.stats.roster.place_of(part.stats.roster, event.endpoint)
-            self.stats.enrol(self.stats.roster.names)
-        if hasattr(event, "ticket"):
-            changes["ticket"] = event.ticket * len(self.parts) + place
-        for name in ("rows", "unfinished", "again"):
-            if rows := getattr(event, name, ()):
-                changes[name] = [first + row for row in rows]
-        if hasattr(event, "row"):
-            changes["row"] = first + event.row
-        if isinstance(event, RowsReused) and event.source is not None:
-            changes["source"] = first + event.source
-        event = replace(event, **changes) if changes else event
+        names, parts = self.parts[place].stats.roster, len(self.parts)
+        event = renumbered(
+            event,
+            lambda index: self.stats.roster.place_of(names, index),
+            lambda ticket: ticket * parts + place,
+            place * len(self.df),
+        )
+        self.stats.enrol(self.stats.roster.names)
         self.stats(event)
         for name in _SPENT:  # which need the columns of the step
             setattr(self.stats, name, sum(getattr(each.stats, name) for each in self.parts))

@@ -13,7 +13,6 @@ import time
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import pandas as pd
 
@@ -21,15 +20,23 @@ from ..engine.columns import UNKNOWN, Columns
 from ..errors import NoEndpointsError, SettingError
 from ..pool.vllm_pool import VLLMPool
 from ..records import Failure, FailureKind, Prompts
-from ..runs.events import Listener, RowFailed, RowsDone, RowsRetracted, RowsReused, RunEnded, RunEvent, RunStarted
+from ..runs.events import (
+    Listener,
+    RowFailed,
+    RowsDone,
+    RowsRetracted,
+    RowsReused,
+    RunEnded,
+    RunEvent,
+    RunStarted,
+    renumbered,
+)
 from ..runs.listeners import Listeners
 from ..runs.stats import RunStats
 from .call import PreparedCall, Send
 from .prompts import missing_in, unique_column, values_of
 
 __all__ = ["sender"]
-
-_ADDED = ("retries", "halvings", "steals", "reissues", "truncated")
 
 
 def sender(call: PreparedCall, df: pd.DataFrame) -> tuple[PreparedCall, Send]:
@@ -234,12 +241,9 @@ class _Part:
                 self._take_over(event.rows)
             case RowFailed():
                 self._take_over((event.row,))
-        changes: dict[str, Any] = {}
-        if hasattr(event, "endpoint"):
-            changes["endpoint"] = self._indexes[event.endpoint]
-        if hasattr(event, "ticket"):
-            changes["ticket"] = event.ticket * self._parts + self._number
-        self._whole.emit(replace(event, **changes) if changes else event)
+        self._whole.emit(
+            renumbered(event, self._indexes.__getitem__, lambda ticket: ticket * self._parts + self._number)
+        )
 
     def _take_over(self, rows: Iterable[int]) -> None:
         whole, part = self._whole.columns, self.columns
@@ -252,10 +256,8 @@ class _Part:
         """Its run is over."""
         if not self._started:
             self._whole.not_sent(len(self.group.rows))
-        for name in _ADDED:
-            setattr(self._whole.stats, name, getattr(self._whole.stats, name) + getattr(self.stats, name))
+        self._whole.stats.take_over(self.stats)
         if self.columns.late:  # of rows that were asked and have no answer there was no event
             self._whole.columns.late = self.columns.late
             self._take_over(row for row in self.group.rows if not self._whole.columns.is_settled(row))
         self._whole.stats.max_tokens = self.stats.max_tokens
-        self._whole.stats.context = self.stats.context

@@ -20,6 +20,8 @@ from .signatures import VERBS, takes
 
 __all__ = ["Asked", "Step", "StepFrame"]
 
+_LOOKED_AT = 100  # rows of a frame, with values of other types each, by which a condition is tried
+
 
 class Step:
     """One question of a ``pipeline``, whose answers the later steps may use.
@@ -42,13 +44,15 @@ class Step:
         ----------
         name : str
             Name of the step, and of its column of answers; ``<name>_error`` stands beside it, and ``<name>_<field>``
-            for each field of its ``schema``. Columns of these names are replaced.
+            for each field of its ``schema``. Columns of these names are replaced. ``examples=`` in a frame have their
+            answers in a column of this name, too.
         prompt : str or callable
             A column's name, a template with ``{column}`` placeholders, or a function of the row. Columns of earlier
             steps may be used.
         when : str, optional
             Which rows are asked: a pandas expression over columns, as ``"{extract_n} > 3"``. The others, and those
-            where a value is missing, have no answer and no error here, and go on to the next step.
+            where a value is missing, have no answer and no error here, and go on to the next step. One that fits no
+            row, as a comparison of text with numbers, is refused before anything is asked.
         """
         self.name = name
         self.prompt = prompt
@@ -120,6 +124,7 @@ class StepFrame(ScatterFrame):
         make_prompts(empty, step.prompt)
         self._condition = None if step.when is None else Condition(step.when, empty.columns)
         self._uses = self._used(empty)
+        self._check_condition()
 
     def _make_prompts(self, prompt: PromptLike | None, messages: Any) -> Prompts:
         return Prompts([None] * len(self.df))  # they are made when their rows come
@@ -135,26 +140,82 @@ class StepFrame(ScatterFrame):
         """The earlier steps whose columns the prompt or the condition names."""
         labels: set[Hashable] = set(self._condition.labels if self._condition else ())
         if isinstance(self._prompt, str):
-            named = {self._prompt} if self._prompt in empty.columns else set()
-            named = named or {name for _, name, _ in placeholders(self._prompt, empty.columns) if name is not None}
-            labels |= {label for label in empty.columns if str(label) in named}
+            if self._prompt in empty.columns:
+                labels |= {self._prompt, self._label(self._prompt)}
+            else:
+                named = {name for _, name, _ in placeholders(self._prompt, empty.columns) if name is not None}
+                labels |= {label for label in empty.columns if str(label) in named}
         return [step for step in self._before if not labels.isdisjoint(step.added)]
+
+    def _check_condition(self) -> None:
+        """Refuse a condition that fits no row by the kinds of its values: those in the frame, and such as each earlier
+        step gives."""
+        if self._condition is None:
+            return
+        labels = self._condition.labels
+        given = {label: step._example(label) for step in self._before for label in step.added if label in labels}
+        own = self.df[[label for label in labels if label not in given]].dropna()
+        mixed = own.iloc[:, [place for place, kind in enumerate(own.dtypes) if pd.api.types.is_object_dtype(kind)]]
+        own = own[~mixed.map(type).duplicated()][:_LOOKED_AT] if len(mixed.columns) else own[:1]
+        if any(value is None for value in given.values()) or (len(own.columns) and own.empty):
+            return  # nothing is known of one of them
+        rows = own.copy() if len(own.columns) else pd.DataFrame(index=range(1))
+        kinds = self._rows([]).dtypes.to_dict()
+        for label, value in given.items():
+            rows[label] = pd.Series([value] * len(rows), rows.index, dtype=kinds[label])
+        problem: SettingError | None = None
+        for place in range(len(rows)):
+            try:
+                self._condition.holds(rows[place : place + 1])
+            except SettingError as exc:
+                problem = problem or exc
+            else:
+                return
+        if problem is not None:
+            raise problem
+
+    def _example(self, label: Hashable) -> Any:
+        """A value such as a column of this step has; None where that is not known."""
+        kind: Any = self.onto(self.df[[]].iloc[:0], "", []).dtypes.to_dict()[label]
+        fields = self.typed.schema.fields if self.typed.schema is not None else ()
+        texts = {name for name, field in zip(self.typed.names, fields, strict=True) if field.kind == "text"}
+        texts |= {f"{self.out}_error", *([] if self.typed.is_lone else [self.out])}
+        if pd.api.types.is_bool_dtype(kind):
+            return True
+        if pd.api.types.is_numeric_dtype(kind):
+            return 1
+        if isinstance(kind, pd.CategoricalDtype):
+            return kind.categories[0]
+        return "a text" if label in map(self._label, texts) else None
 
     def asked(self, rows: Sequence[int]) -> Asked:
         """Whether rows are asked here, and what; for those that the steps before are done with."""
         found = Asked(skipped={row for row in rows if any(row in step.skipped for step in self._uses)})
         rows = [row for row in rows if row not in found.skipped]
         if rows:
-            frame = self._rows(rows)
-            try:
-                self._ask(frame, rows, found)
-            except (PromptError, SettingError):  # of one of them; which, and what of the others?
-                for place, row in enumerate(rows):
-                    try:
-                        self._ask(frame.iloc[place : place + 1], [row], found)
-                    except (PromptError, SettingError) as exc:
-                        found.errors[row] = str(exc)
+            self._ask_each(self._rows(rows), rows, found)
         return found
+
+    def _ask_each(self, frame: pd.DataFrame, rows: Sequence[int], found: Asked) -> None:
+        try:
+            self._ask(frame, rows, found)
+        except (PromptError, SettingError) as exc:  # of one of them: it is in one half
+            if len(rows) == 1:
+                found.errors[rows[0]] = str(exc)
+                return
+            for half in (slice(len(rows) // 2), slice(len(rows) // 2, None)):
+                self._ask_each(frame.iloc[half], rows[half], found)
+
+    def holds(self, row: int, now: Asked) -> bool:
+        """Whether what is known of a row still follows from the earlier steps, by which ``now`` is what is asked."""
+        if (text := now.texts.get(row)) != self.made[row] or (row in now.skipped) != (row in self.skipped):
+            return False
+        return text is not None or all(step.columns.is_settled(row) or row in step.skipped for step in self._before)
+
+    def forget_unreached(self) -> None:
+        """Rows for whose earlier error there is no reason any more are rows that have not come yet."""
+        failed = [step.columns.errors for step in self._before]
+        self.unreached = {row: why for row, why in self.unreached.items() if any(row in errors for errors in failed)}
 
     def _ask(self, frame: pd.DataFrame, rows: Sequence[int], found: Asked) -> None:
         if self._condition is not None:

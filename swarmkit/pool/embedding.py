@@ -54,8 +54,9 @@ async def embedding_plan(router: Router, family: Family, spec: RequestSpec) -> R
             return Failure(FailureKind.REJECTED, words, endpoint.name)
         return replace(plan, omit=omit, note="" if plan.lists else "the server takes no lists of texts")
 
+    plan = RoutePlan(Route.EMBEDDINGS, lists=True, length=spec.params.get("dimensions"))
+
     async def look(endpoint: AgentEndpoint) -> RoutePlan | Failure:
-        plan = RoutePlan(Route.EMBEDDINGS, lists=True)
         found = await tried(endpoint, plan)
         return found if isinstance(found, RoutePlan) else await tried(endpoint, replace(plan, lists=False))
 
@@ -72,4 +73,4 @@ async def embedding_plan(router: Router, family: Family, spec: RequestSpec) -> R
         need = "" if spec.params else "; that needs a model of embeddings, such as `vllm serve MODEL --runner pooling`"
         words = found.message.rstrip(".")
         raise SettingError(f"{found.endpoint} does not embed texts with the model {spec.model}{given}: {words}{need}")
-    return found or RoutePlan(Route.EMBEDDINGS, lists=True, note=f"it could not be tried: {unknown}")
+    return found or replace(plan, note=f"it could not be tried: {unknown}")

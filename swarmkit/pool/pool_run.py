@@ -199,6 +199,7 @@ class PoolRun:
             tokens=tokens,
             parts=runs.parts if runs else None,
             awaited=awaited,
+            batch_tokens=pool.batch.max_batch_tokens,
         )
 
     def _fleet(self, used: Collection[int]) -> Fleet:

@@ -13,6 +13,7 @@ from ..client.constraints import Dialect, fields_of
 from ..client.hostfile import AgentEndpoint
 from ..client.thinking import opens, without_thoughts
 from ..client.transport import Transport
+from ..client.vectors import length_of
 from ..client.wire import OPTIONAL, PRIORITY, TOKEN_LIMIT
 from ..errors import EndpointError
 from ..records import Failure, FailureKind, Reply, RequestSpec, Route
@@ -60,6 +61,8 @@ class RoutePlan:
         to be asked, since it makes paid calls.
     refused : dict of Route to set of str
         Optional fields that the family's servers have refused since, in any run. Added to.
+    length : int or None
+        Numbers that a vector must have; None takes any.
     """
 
     route: Route
@@ -75,6 +78,7 @@ class RoutePlan:
     marked: bool = False
     health: Literal["unknown", "well", "never"] = "unknown"
     refused: dict[Route, set[str]] = field(default_factory=dict, compare=False)
+    length: int | None = None
 
     def left_out(self, spec: RequestSpec) -> frozenset[str]:
         """The fields that requests do without, as far as is known by now; not those of the caller's."""
@@ -107,11 +111,17 @@ class RoutePlan:
         return list(texts if self.template is None else map(self.template, texts))
 
     def read(self, replies: list[Reply]) -> list[Reply]:
-        """The answers without the model's thoughts."""
+        """The answers without the model's thoughts; vectors of another length than was asked for are none."""
+        if self.length is not None:
+            return [reply._replace(problem=reply.problem or self._odd(reply.text)) for reply in replies]
         if not self.marked and (self.route in _WITHOUT_THOUGHTS or not any(reply.reasoning for reply in replies)):
             return replies  # completions have no thoughts but those that the model marks
         opened = opens(self.template.suffix) if isinstance(self.template, ChatTemplate) else None
         return [without_thoughts(reply, self.marked, opened) for reply in replies]
+
+    def _odd(self, vector: str) -> str | None:
+        numbers = length_of([vector])
+        return None if numbers == self.length else f"its vector has {numbers:,} numbers, not dimensions={self.length}"
 
     def constraint(self, schema: Schema | None) -> Mapping[str, Any] | None:
         """The fields of a request that say what an answer must be."""

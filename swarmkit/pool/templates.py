@@ -28,13 +28,40 @@ if TYPE_CHECKING:
     from .route_plan import RoutePlan
     from .routing import Family, Router
 
-__all__ = ["TemplateWatch", "family_template", "telling_prompts"]
+__all__ = ["TemplateWatch", "family_template", "odd_prompts", "telling_prompts"]
 
 _CHECK_S = 5.0  # rows wait for a check
 _SPREAD = 2  # prompts from all over the run
 _LOOKED_AT = 1000  # ... and of so many at most those that a template may treat otherwise
 _SIGNS = ("/no_think", "/nothink", "/think", "think>")
 _SHOWN = 2000  # characters of each end of a long prompt
+_WAYS: tuple[Callable[[str], bool], ...] = (
+    lambda text: text[:1].isspace(),
+    lambda text: text[-1:].isspace(),
+    lambda text: not text.strip(),
+    *((lambda text, sign=sign: sign in text) for sign in _SIGNS),
+)
+
+
+def odd_prompts(texts: Sequence[str | None], rows: Sequence[int]) -> dict[int, str]:
+    r"""Of some prompts the first of each kind that a template may treat otherwise, by kind.
+
+    Examples
+    --------
+    >>> odd_prompts(["a", "b ", "c /no_think", "d "], range(4))
+    {1: 'b ', 3: 'c /no_think'}
+    """
+    some = _spread(texts, rows)
+    odd = {kind: next(filter(way, some), None) for kind, way in enumerate(_WAYS)}
+    return {kind: _ends(text) for kind, text in odd.items() if text is not None}
+
+
+def _spread(texts: Sequence[str | None], rows: Sequence[int]) -> list[str]:
+    return [texts[row] or "" for row in rows[:: max(1, len(rows) // _LOOKED_AT)]]
+
+
+def _ends(text: str) -> str:
+    return text if len(text) <= 2 * _SHOWN else text[:_SHOWN] + text[-_SHOWN:]
 
 
 def telling_prompts(texts: Sequence[str | None], rows: Sequence[int]) -> list[str]:
@@ -46,16 +73,9 @@ def telling_prompts(texts: Sequence[str | None], rows: Sequence[int]) -> list[st
     >>> telling_prompts(["a", "b", "c /no_think", None, "\nd", "e"], [0, 1, 2, 4, 5])
     ['\nd', 'c /no_think', 'a']
     """
-    some = [texts[row] or "" for row in rows[:: max(1, len(rows) // _LOOKED_AT)]]
-    ways: list[Callable[[str], bool]] = [
-        lambda text: text[:1].isspace(),
-        lambda text: text[-1:].isspace(),
-        lambda text: not text.strip(),
-        *((lambda text, sign=sign: sign in text) for sign in _SIGNS),
-    ]
-    odd = [next(filter(way, some), None) for way in ways]
-    found = dict.fromkeys([*(text for text in odd if text is not None), *some[:: -(-len(some) // _SPREAD) or 1]])
-    return [text if len(text) <= 2 * _SHOWN else text[:_SHOWN] + text[-_SHOWN:] for text in found]
+    some = _spread(texts, rows)
+    usual = map(_ends, some[:: -(-len(some) // _SPREAD) or 1])
+    return list(dict.fromkeys([*odd_prompts(texts, rows).values(), *usual]))
 
 
 async def family_template(

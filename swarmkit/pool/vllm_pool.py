@@ -9,7 +9,7 @@ import json
 import operator
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, MutableMapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, Unpack
 
@@ -23,7 +23,7 @@ from ..client.model_list import listed_as, nearest, serves
 from ..client.tokenizer import Tokenizer
 from ..client.wire import conversation
 from ..engine.token_budgets import Sizing
-from ..errors import EndpointError, SettingError
+from ..errors import EndpointError, NoEndpointsError, SettingError
 from ..records import MOST_LOGPROBS, Chat, Prompts, RequestSpec, Response, Route
 from ..text import few, plural, printable
 from .agent_pool import AgentPool
@@ -35,7 +35,7 @@ from .route_plan import RoutePlan
 from .routing import LOOK_S, Router
 from .settings import PoolSettings, hands_on
 from .telling import LabelTokens, label_tokens, telling
-from .templates import TemplateWatch, telling_prompts
+from .templates import TemplateWatch, odd_prompts, telling_prompts
 from .truncating import truncated
 
 if TYPE_CHECKING:
@@ -296,6 +296,26 @@ class VLLMPool(AgentPool):
             plans = await constrained(router, plans, spec, spec.schema)
         return await telling(router, plans, asked) if told else plans
 
+    async def goes_on(
+        self, spec: RequestSpec, prompts: Prompts, rows: Sequence[int], seen: MutableMapping[int, str]
+    ) -> bool:
+        """Whether more rows of a run are asked on its routes, as far as their template allows. Runs on the I/O loop.
+
+        ``seen`` has its odd prompts so far, by kind (``odd_prompts``), and gets those of these rows: only a new kind is
+        looked at.
+        """
+        new = {kind: text for kind, text in odd_prompts(prompts.texts, rows).items() if kind not in seen}
+        if not new:
+            return True
+        asked = replace(await self._complete(spec), schema=None, logprobs=None)
+        try:
+            before = await self._plans(asked, list(seen.values()))
+            seen.update(new)
+            now = await self._plans(asked, list(seen.values()))
+        except NoEndpointsError:  # for a while: the run waits for them
+            return True
+        return [plan.route for plan in before] == [plan.route for plan in now]
+
     async def label_tokens(self, spec: RequestSpec, text: str, choices: Sequence[Sequence[str]]) -> LabelTokens:
         """Which of some lists of words can be told apart by one token, after this prompt. Runs on the I/O loop."""
         spec = await self._complete(replace(spec, logprobs=MOST_LOGPROBS))
@@ -421,7 +441,10 @@ class VLLMPool(AgentPool):
         return replace(sizing, chars_per_token=await self._calibrate(spec, prompts, rows))
 
     async def _calibrate(self, spec: RequestSpec, prompts: Prompts, rows: Sequence[int]) -> float:
-        """Characters per token: the fewest over a few of the run's own prompts."""
+        """Characters per token: the fewest over a few of the run's own prompts, which are counted once."""
+        known = prompts.measured.setdefault(spec.model, [])
+        if len(known) >= _SAMPLES:
+            return max(_FEWEST_CHARS_A_TOKEN / 2, min(known))
         step = max(1, len(rows) // _SAMPLES)
         texts = [t[:_SAMPLE_CHARS] for r in rows[::step][:_SAMPLES] if len(t := prompts.texts[r] or "") >= 32]
         transport = self._core.transport()
@@ -433,8 +456,8 @@ class VLLMPool(AgentPool):
         counts: list[int | None] = [None] * len(texts)
         with contextlib.suppress(EndpointError):
             counts = await first_answer([e for e in self._endpoints if self._status(e) == "up"], look)
-        ratios = [len(text) / count for text, count in zip(texts, counts, strict=True) if count]
-        return max(_FEWEST_CHARS_A_TOKEN / 2, min(ratios, default=_GUESSED_CHARS_A_TOKEN))
+        known += [len(text) / count for text, count in zip(texts, counts, strict=True) if count]
+        return max(_FEWEST_CHARS_A_TOKEN / 2, min(known, default=_GUESSED_CHARS_A_TOKEN))
 
 
 def check_chat(chat: Any) -> Chat:

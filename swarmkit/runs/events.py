@@ -7,8 +7,8 @@ thread and must be quick. What is slower, as the monitor, reads ``RunStats`` fro
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 from ..engine.breaker import Breaker
 from ..records import Failure, FailureKind, Usage
@@ -29,6 +29,7 @@ __all__ = [
     "RunEvent",
     "RunStarted",
     "RunWaits",
+    "renumbered",
 ]
 
 
@@ -317,3 +318,21 @@ RunEvent = (
     | RunEnded
 )
 Listener = Callable[[RunEvent], None]
+
+
+def renumbered(
+    event: RunEvent, endpoint: Callable[[int], int], ticket: Callable[[int], int], first: int = 0
+) -> RunEvent:
+    """An event of a part of a run with the numbers of the whole, whose rows of this part are counted from ``first``."""
+    changes: dict[str, Any] = {}
+    for name, number in (("endpoint", endpoint), ("ticket", ticket)):
+        if hasattr(event, name):
+            changes[name] = number(getattr(event, name))
+    if first:
+        for name in ("row", "source"):
+            if (row := getattr(event, name, None)) is not None:
+                changes[name] = first + row
+        for name in ("rows", "unfinished", *(["again"] if isinstance(event, RequestEnded) else [])):
+            if rows := getattr(event, name, ()):
+                changes[name] = [first + row for row in rows]
+    return replace(event, **changes) if changes else event

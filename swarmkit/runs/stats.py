@@ -47,6 +47,7 @@ LOGGED = 100_000
 """Requests that a run's timeline keeps: enough for any picture, and a bound on memory."""
 _SAMPLED = 1_000  # answers whose lengths a run keeps
 _COSTED = 2_000  # requests of which it is logged what they have cost: more than calibration looks at
+_UNTOLD_BY_EVENTS = ("retries", "halvings", "steals", "reissues", "truncated")
 _GOLDEN = 0.6180339887498949  # multiples of it, less their whole part, are spread evenly, and have no period
 
 
@@ -309,6 +310,13 @@ class RunStats:
     def follow(self, columns: Columns) -> None:
         """Count the answers in these columns from now on, until the run ends."""
         self._columns, self.samples = columns, columns.n
+
+    def take_over(self, part: RunStats) -> None:
+        """Take over what the events of a part of the run do not tell, when it is over."""
+        for name in _UNTOLD_BY_EVENTS:
+            setattr(self, name, getattr(self, name) + getattr(part, name))
+        self.context = max(self.context, part.context)
+        self.notices += [line for line in part.notices if line not in self.notices]
 
     def _spent(self, rows: Sequence[int], usage: Usage | None, ticket: int) -> None:
         if self._columns is None:

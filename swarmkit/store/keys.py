@@ -23,7 +23,7 @@ __all__ = ["SIZE", "Keys", "ask_of", "keys_of", "settings_of"]
 SIZE = 16
 """Bytes of a key; in a segment it is written in hexadecimal."""
 
-_TURNS = ("conversations", "examples", "assistant_prefix")
+_TURNS = ("conversations", "examples", "assistant_prefix", "repeat")
 _WHOLE = 2.0**53  # up to here each whole number is a float of its own
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -24,7 +25,7 @@ from .folder import Folder
 from .keys import Keys
 from .writer import Writer
 
-__all__ = ["Dedup", "check_dedup", "duplicates_in", "run"]
+__all__ = ["Dedup", "check_dedup", "duplicates_in", "have_one_answer", "run"]
 
 _CHECK_S = 0.5
 """Seconds between two looks whether the store is still there."""
@@ -37,6 +38,12 @@ def check_dedup(dedup: Dedup) -> Dedup:
     if dedup not in ("auto", True, False):
         raise SettingError(f"dedup={dedup!r}: must be 'auto' (at temperature 0), True or False")
     return dedup
+
+
+def have_one_answer(spec: RequestSpec, dedup: Dedup) -> bool:
+    """Whether equal prompts have one answer: it is asked for once."""
+    equal = spec.kind == "embeddings" or (spec.params.get("temperature") == 0 and spec.n == 1)
+    return equal if dedup == "auto" else dedup
 
 
 async def run(
@@ -119,12 +126,11 @@ class _Known:
         self._spec = spec
         self._fits = set(prompts.fits)
         whole = not in_parts and spec.too_long != "error"  # texts will be cut, and these are the caller's own
-        self.prompts = Prompts(list(prompts.texts) if whole else prompts.texts, prompts.errors, self._fits)
+        self.prompts = replace(prompts, texts=list(prompts.texts) if whole else prompts.texts, fits=self._fits)
         self._columns = columns
         self._stats = stats
         self._store = store
-        equal = spec.kind == "embeddings" or (spec.params.get("temperature") == 0 and spec.n == 1)
-        self._same = equal if dedup == "auto" else dedup
+        self._same = have_one_answer(spec, dedup)
         self._first: dict[str, int] | None = {} if in_parts else None  # by prompt, the row that is asked
         self._keys: list[Keys] = []
         self._reuse = _Reuse(columns, listeners)
