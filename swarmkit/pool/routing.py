@@ -32,7 +32,7 @@ from ..client.wire import Malformed, RowStream
 from ..errors import EndpointError, NoEndpointsError, SettingError
 from ..records import Chat, Failure, FailureKind, RequestSpec, Route
 from ..runs.stats import BARE
-from ..text import plural, printable
+from ..text import none_of, printable
 from .embedding import embedding_plan
 from .learning import first_answer
 from .route_plan import OUR_SALT, RoutePlan, fields_of_caller, joined
@@ -126,7 +126,7 @@ class Router:
                     return []
                 last = f"{exc.failure.endpoint}: {exc.failure.message}"
                 raise NoEndpointsError(
-                    f"none of the {plural(len(self.endpoints), 'endpoint')} answers; the last one tried was {last}"
+                    f"{none_of(len(self.endpoints), 'endpoint')} answers; the last one tried was {last}"
                 ) from exc
             for endpoint in self.endpoints:
                 infos[endpoint.url] = replace(found, endpoint=endpoint)
