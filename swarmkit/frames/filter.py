@@ -58,7 +58,8 @@ def filter(  # noqa: A001 - as pandas calls it; it is a method only, and no name
     Raises
     ------
     SettingError, TypeError
-        ``threshold`` is not from 0 to 1; ``out`` is a column of ``df``; a keyword that ``filter`` does not take.
+        ``threshold`` is not from 0 to 1; ``out`` is a column of ``df`` that no such call has made; a keyword that
+        ``filter`` does not take.
     UnknownColumnError, PromptError, NoEndpointsError, ScatterInterrupted, ScatterError
         As for ``scatter``; ``.frame`` has all rows.
 
@@ -73,7 +74,8 @@ def filter(  # noqa: A001 - as pandas calls it; it is a method only, and no name
     >>> list(rows.columns), kept.index.tolist() == rows.index[rows["keep_p"] >= 0.5].tolist()
     (['title', 'keep', 'keep_error', 'keep_p'], True)
     """
-    given = {**arguments(filter, options), "out": out, "details": False, "only_missing": False}
+    adds = {"out": out, "details": False, "only_missing": False}
+    given = {**arguments(filter, options), **adds, "overwrite": not return_all or options.get("overwrite", False)}
     if isinstance(threshold, bool) or not isinstance(threshold, int | float | np.number) or not 0 <= threshold <= 1:
         raise SettingError(f"threshold={threshold!r}: must be a probability, 0 to 1")
     frame = FilterFrame(df, prompt, float(threshold), return_all, given)
