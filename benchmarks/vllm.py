@@ -130,7 +130,7 @@ def main() -> int:
     }
     times: dict[str, list[float]] = {way: [] for way in ways}
     with server() as (url, served), sk.connect(url) as pool:
-        sent = df.swarm.preview(template, n=args.prompts)["sent"].tolist()
+        sent = df.swarm.preview(template, rows=args.prompts)["sent"].tolist()
         offline.generate(sent[:8])  # loading the model ends here
         for repeat in range(-1, args.repeats):  # the first is not counted
             for way in ways if repeat % 2 else reversed(ways):

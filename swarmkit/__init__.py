@@ -52,6 +52,7 @@ if TYPE_CHECKING:  # "as" marks names that type checkers let users import from h
     from .frames.classify import classify as classify
     from .frames.embed import embed as embed
     from .frames.pipeline import pipeline as pipeline
+    from .frames.provenance import methods as methods
     from .frames.steps import Step as Step
     from .frames.store import Store as Store
     from .frames.store import open_store as open_store
@@ -113,6 +114,7 @@ _HOMES = {
     ),
     "frames.classify": ("classify",),
     "frames.pipeline": ("pipeline",),
+    "frames.provenance": ("methods",),
     "frames.steps": ("Step",),
     "frames.embed": ("embed",),
     "frames.verbs": (

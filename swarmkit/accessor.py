@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from .frames import classify as classification
     from .frames import embed as embedding
     from .frames import filter as filtering
+    from .frames import look as looking
     from .frames import pipeline as pipelines
     from .frames import verbs
     from .frames.options import EmbedOptions
@@ -79,6 +80,7 @@ if not TYPE_CHECKING:
     votes, meaning = _Module(".analysis.votes"), _Module(".analysis.semantic_entropy")
     pipelines = _Module(".frames.pipeline")
     embedding = _Module(".frames.embed")
+    looking = _Module(".frames.look")
 
 
 class _Verb(Generic[M]):
@@ -151,6 +153,8 @@ class FrameSwarm:
     pipeline = _of_frame(lambda: pipelines.pipeline)
     embed: _Verb[_Embeds] = _Verb(lambda: embedding.embed)
     preview = _of_frame(lambda: verbs.preview)
+    show = _of_frame(lambda: looking.show)
+    failed = _of_frame(lambda: looking.failed)
     compare = _of_frame(lambda: comparison.compare)
     estimate = _of_frame(lambda: estimation.estimate)
 
@@ -163,7 +167,8 @@ class FrameSwarm:
 
 @pd.api.extensions.register_series_accessor("swarm")
 class SeriesSwarm:
-    """The verbs on a Series of texts: ``{value}`` is the placeholder, and the text itself the prompt by default."""
+    """The verbs on a Series of texts: ``{value}`` is the placeholder, as is the Series' own name, and the text
+    itself the prompt by default."""
 
     scatter = _of_values(lambda: verbs.scatter)
     ascatter = _of_values(lambda: verbs.ascatter)
@@ -189,7 +194,24 @@ class SeriesSwarm:
     @property
     def _df(self) -> pd.DataFrame:
         # Made anew each time: pandas 2 keeps the accessor of a Series, which may have been changed in place.
-        return self._series.to_frame("value")
+        return self._series.to_frame(self._name)
+
+    @property
+    def _name(self) -> str:
+        """The name of its column: its own, where a template can have it."""
+        name = self._series.name
+        return name if isinstance(name, str) and name and not set(name) & set("{}:!.[]") else "value"
+
+    def _named(self, args: list[Any], options: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
+        """The arguments of a verb, with the Series' own name in place of ``value``."""
+        from .frames.prompts import with_alias
+
+        if self._name == "value":
+            return args, options
+        options = dict(options)
+        for name in options.keys() & {"prompt", "messages", "steps", "examples"}:
+            options[name] = with_alias(options[name], "value", self._name)
+        return [with_alias(value, "value", self._name) for value in args[:1]] + args[1:], options
 
     def __repr__(self) -> str:
         return overview(self, f"a Series of {plural(len(self._df), 'value')}")

@@ -250,7 +250,7 @@ class DaskSwarm:
                 f"{typed[0]}= is not possible for tree_reduce on dask frames: scatter its result with it"
             )
         given, own, recipe, runs = self._prepare(self.tree_reduce, options, workers, aggregation=True)
-        tree = {"column": column, "prompt": prompt, **{name: given[name] for name in ("by", "fanin", "out")}}
+        tree = {"column": column, "prompt": prompt, **{name: given[name] for name in ("by", "dropna", "fanin", "out")}}
         meta = ReductionTrees(self._ddf._meta_nonempty, **tree).frame("").iloc[:0]
         common = {"meta": meta, "clear_divisions": True, "recipe": recipe, "options": own}
         parts = self._ddf.map_partitions(_reduce, tree, meta, runs=runs, **common)

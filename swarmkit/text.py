@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 from collections.abc import Iterable, Sequence
 
-__all__ = ["duration", "encodable", "few", "plural", "printable", "table_html", "visible"]
+__all__ = ["duration", "encodable", "few", "none_of", "plural", "printable", "table_html", "visible"]
 
 
 def plural(count: int, noun: str, nouns: str | None = None) -> str:
@@ -17,6 +17,17 @@ def plural(count: int, noun: str, nouns: str | None = None) -> str:
     ('1 row', '4,000 rows', '2 processes')
     """
     return f"{count:,} {noun if count == 1 else nouns or noun + 's'}"
+
+
+def none_of(count: int, noun: str) -> str:
+    """That none of several did something, as the subject of a sentence.
+
+    Examples
+    --------
+    >>> none_of(4000, "endpoint"), none_of(1, "endpoint")
+    ('none of the 4,000 endpoints', 'no endpoint')
+    """
+    return f"none of the {count:,} {noun}s" if count != 1 else f"no {noun}"
 
 
 def duration(seconds: float) -> str:

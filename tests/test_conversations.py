@@ -67,7 +67,7 @@ def test_batch_and_single_mode_send_the_same_chats(way: str, trim: bool) -> None
         single = CHATS.swarm.scatter(**options, mode="single")
         batch = CHATS.swarm.scatter(**options, mode="batch")
         assert route().startswith("chat-batch" if "messages" in options else "completions, rows as they finish")
-        shown = CHATS.swarm.preview(**WAYS[way], n=40)
+        shown = CHATS.swarm.preview(**WAYS[way], rows=40)
     same = ["response", "response_error", "response_finish_reason", "response_completion_tokens"]
     if "messages" not in options:  # a reply to a batch of chats does not tell the prompts' tokens apart
         same.append("response_prompt_tokens")
@@ -111,7 +111,7 @@ def test_a_real_model_follows_examples(smol: sk.VLLMPool) -> None:
 def test_turns_stand_in_the_order_of_a_chat_and_cost_no_row_anything(echo: sk.LocalSwarm) -> None:
     with sk.connect(echo) as pool:
         options = {"examples": SHOWN, "assistant_prefix": "It ", "system": "Be brief.", "pool": pool}
-        sent = GENES.swarm.preview(ASK, n=1, **options)["sent"].iloc[0]
+        sent = GENES.swarm.preview(ASK, rows=1, **options)["sent"].iloc[0]
         GENES.swarm.scatter(ASK, **options)
         assert stats().requests == pool.size
     roles = ["system", "user", "assistant", "user", "assistant", "user", "assistant"]

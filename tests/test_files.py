@@ -271,8 +271,8 @@ def test_what_is_no_file_is_skipped_and_blocks_nothing(full_store: Path, pool: s
     assert all(f"{name}.jsonl cannot be read" in words for name in "abcde")
     opened = sk.open_store(full_store)
     assert len(opened.segments()) == 1
-    assert "1 segment" in repr(opened)
-    assert "MB" in opened._repr_html_()
+    assert "1 file" in opened._repr_html_()
+    assert "row" in repr(opened)
 
 
 def test_a_line_without_end_does_not_fill_the_memory(full_store: Path, pool: sk.VLLMPool) -> None:

@@ -58,7 +58,7 @@ def picky(two_picky: sk.VLLMPool) -> sk.VLLMPool:
 
 
 def test_the_callers_frame_is_never_changed(pool: sk.VLLMPool, genes: pd.DataFrame) -> None:
-    genes["response"] = "old"
+    genes["response"], genes["response_error"] = "old", None
     before = genes.copy(deep=True)
     answers = genes.swarm.scatter("{gene}", details=True)
     answers.loc[:, "gene"] = "changed"
@@ -111,7 +111,7 @@ def test_dtypes_are_fixed_and_columns_in_order(pool: sk.VLLMPool, genes: pd.Data
 
 def test_out_is_replaced_where_it_stands(pool: sk.VLLMPool, genes: pd.DataFrame) -> None:
     genes.insert(1, "answer", [1.5, 2.5, 3.5, 4.5])
-    once = genes.swarm.scatter("{gene}", out="answer")
+    once = genes.swarm.scatter("{gene}", out="answer", overwrite=True)
     again = once.swarm.scatter("gene {gene}", out="answer")
     assert list(once.columns) == list(again.columns) == ["gene", "answer", "start", "answer_error"]
     assert again["answer"].to_list() == [f"echo: gene {gene}" for gene in genes["gene"]]
@@ -159,7 +159,7 @@ def test_series_have_the_verbs_too(pool: sk.VLLMPool, genes: pd.DataFrame) -> No
     assert genes["gene"].swarm.scatter()["response"].to_list() == [f"echo: {gene}" for gene in genes["gene"]]
     merged = genes["gene"].swarm.tree_reduce("Merge {responses}")
     assert all(gene in merged["response"][0] for gene in genes["gene"])
-    assert genes["start"].swarm.preview(n=1)["sent"].str.contains("362455").all()
+    assert genes["start"].swarm.preview(rows=1)["sent"].str.contains("362455").all()
 
 
 def test_preview_sends_nothing_and_shows_what_would_be(pool: sk.VLLMPool, genes: pd.DataFrame) -> None:
@@ -470,7 +470,8 @@ def test_groups_as_groupby_has_them(pool: sk.VLLMPool) -> None:
         },
         index=[9, 9, 9, 9],
     )
-    tree = df.swarm.tree_reduce("t", "{k} in {year}, level {level}: {responses}", by=["k", "year"], out="merged")
+    with pytest.warns(sk.SwarmWarning, match="1 row without a key"):
+        tree = df.swarm.tree_reduce("t", "{k} in {year}, level {level}: {responses}", by=["k", "year"], out="merged")
     expected = df.groupby(["k", "year"], observed=True)["t"].size().reset_index()
     assert (
         tree[["k", "year"]].astype(str).to_numpy().tolist() == expected[["k", "year"]].astype(str).to_numpy().tolist()

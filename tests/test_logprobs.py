@@ -281,7 +281,7 @@ def test_what_classify_cannot_do_is_said(pool: sk.VLLMPool, labels: Any, options
 def test_a_column_that_is_not_of_an_earlier_call_is_not_overwritten(pool: sk.VLLMPool) -> None:
     with pytest.raises(sk.SettingError, match="details=True would overwrite 'p_yes' of the frame"):
         FRAME.assign(p_yes=0.05).swarm.classify("q", LABELS, details=True)
-    with pytest.raises(sk.SettingError, match="out='label' would overwrite that column"):
+    with pytest.raises(sk.SettingError, match=r"out='label' would overwrite 'label'.*did not make"):
         FRAME.assign(label="yes").swarm.classify("q", LABELS)
     once = FRAME.assign(p_yes=0.05).swarm.classify("q", LABELS)
     assert (once["p_yes"] == 0.05).all()

@@ -56,7 +56,7 @@ def test_a_call_goes_to_the_endpoints_that_have_its_model(
     answers = FRAME.swarm.scatter("q", model=model, mode=mode, temperature=0)
     assert answers["response"].tolist() == (f"{said}: " + FRAME["q"]).tolist()
     assert len(sk.last_run().stats.endpoints) == size
-    assert FRAME.swarm.preview("q", n=1, model=model)["tokens"].notna().all()
+    assert FRAME.swarm.preview("q", rows=1, model=model)["tokens"].notna().all()
     assert len(sk.broadcast("Hi", model=model)) == size
     merged = FRAME.swarm.tree_reduce("q", "{responses}", model=model)
     assert merged["response"][0].startswith(said)

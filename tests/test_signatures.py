@@ -238,7 +238,7 @@ def test_tab_offers_keywords(shell: InteractiveShell, code: str, offered: set[st
 
 @pytest.mark.filterwarnings("ignore")
 def test_tab_lists_the_verbs(shell: InteractiveShell) -> None:
-    assert completed(shell, "df.swarm.") == {*METHODS, *OF_ANSWERS, "classify", "embed", "pipeline"}
+    assert completed(shell, "df.swarm.") == {*METHODS, *OF_ANSWERS, "classify", "embed", "failed", "pipeline", "show"}
     assert completed(shell, "texts.swarm.") == {*METHODS, *OF_ANSWERS, "classify", "embed", "pipeline"}
 
 

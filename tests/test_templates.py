@@ -138,7 +138,7 @@ def test_a_server_that_was_restarted_between_runs_is_asked_in_its_new_template()
         restart(servers[0], B)
         assert FRAME.swarm.scatter("q", pool=pool)["response"].tolist() == ANSWERS
         assert "chat template learned anew" in route()
-        assert FRAME.swarm.preview("q", n=1, pool=pool)["sent"].tolist() == ["<<B>>question 0<<answer>>"]
+        assert FRAME.swarm.preview("q", rows=1, pool=pool)["sent"].tolist() == ["<<B>>question 0<<answer>>"]
         assert FRAME.swarm.scatter("q", pool=pool)["response"].tolist() == ANSWERS
         assert "anew" not in route(), "that is news once"
 
@@ -436,7 +436,7 @@ def test_the_lists_of_llama_server_are_used(template: Template) -> None:
         )
         model = servers[0].script
         lists = [b for path, b in model.asked if path == "/v1/completions" and "question" in str(b)]  # type: ignore[attr-defined]
-        shown = asked.swarm.preview("q", n=1, pool=pool)
+        shown = asked.swarm.preview("q", rows=1, pool=pool)
         asked.swarm.scatter("q", **options)
         assert route().startswith("completions")
         assert "chat template learned" in route()

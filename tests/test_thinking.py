@@ -40,7 +40,7 @@ def test_batch_and_single_mode_answer_alike_and_keep_thoughts_apart(thinking: bo
 
 def test_the_switch_changes_the_prompt_and_keeps_the_list_batches() -> None:
     with thinker() as swarm, sk.connect(swarm, retry=QUICK) as pool:
-        on, off = (FRAME.swarm.preview("q", n=1, pool=pool, thinking=thinking) for thinking in (True, False))
+        on, off = (FRAME.swarm.preview("q", rows=1, pool=pool, thinking=thinking) for thinking in (True, False))
         assert on["sent"][0] != off["sent"][0]
         assert off["sent"][0].endswith("<think>\n\n</think>\n\n")
         by_hand = {"chat_template_kwargs": {"enable_thinking": False}}

@@ -591,7 +591,7 @@ def test_a_series_is_seen_as_it_is_now(pool: sk.VLLMPool) -> None:
     s.loc[9] = "added"
     s.loc[0] = "changed"
     assert s.swarm.scatter()["value"].to_dict() == s.to_dict()
-    assert s.swarm.preview(n=9)["sent"].size == 3
+    assert s.swarm.preview(rows=9)["sent"].size == 3
 
 
 # ---- wrapping by hand ------------------------------

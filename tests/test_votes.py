@@ -385,7 +385,7 @@ def test_without_log_probabilities_the_answer_decides() -> None:
     ("options", "message"),
     [
         ({"threshold": 1.5}, "threshold=1.5: must be a probability"),
-        ({"out": "q", "return_all": True}, "out='q' would overwrite that column"),
+        ({"out": "q", "return_all": True}, "out='q' would overwrite 'q', which the prompt reads"),
         ({"details": True}, "filter takes no details="),
         ({"only_missing": True}, "filter takes no only_missing="),
         ({"labels": ["a", "b"]}, "filter takes no labels=, which classify takes"),

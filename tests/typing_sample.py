@@ -75,7 +75,7 @@ async def awaited(swarm: FrameSwarm, values: SeriesSwarm) -> None:
 def series(values: SeriesSwarm) -> None:
     assert_type(values.scatter(temperature=0), pd.DataFrame)
     values.scatter("What is {value}?", max_tokens=8)
-    values.preview(n=1)
+    values.preview(rows=1)
     values.tree_reduce("Merge: {responses}", fanin=2)
     values.scatter(temprature=0)  # type: ignore[call-arg]
 

@@ -60,6 +60,7 @@ RATE_TAGS = frozenset({"rpm", "tpm", "max_connections"})
 _KEY_TAGS = ("key_env", "key_file", "key_cmd")
 _PATH = re.compile(r"(/|~/|\.{1,2}/).*")
 _COMMAND = re.compile(r"\w[\w-]*", re.ASCII)
+_RANDOM = re.compile(r"(?=.*\d)(?=.*[A-Za-z])\w{32,}", re.ASCII)  # a key of no known service
 _VARIABLE = re.compile(r"[A-Z]+(_[A-Z]+)+")
 _TAG_KEY = re.compile(r"[\w.-]+")
 
@@ -193,6 +194,7 @@ class AgentEndpoint:
         tags = " ".join(f"{k}={v}" for k, v in self.tags.items())
         key = self.key_source()
         shown = "none" if key is None else key.source if key.source == "given" else f"from {key.source}"
+        shown += ", which is not set" if key and not key.is_set() else ""
         return table_html([("endpoint", self.url), *([("tags", tags)] if tags else []), ("key", shown)])
 
     # A pickle may reach a disk or another machine, where no key belongs; a copy stays in this process and keeps it.
@@ -400,6 +402,8 @@ def _endpoint(fields: list[str], folder: Path = Path()) -> AgentEndpoint:
         raise ValueError("the address is empty")
     address, *rest = fields
     scheme, host, port, path, query = read_address(address)
+    if _RANDOM.fullmatch(host):
+        raise ValueError("it looks like a key, not like an address")
     if rest and "=" not in rest[0]:
         if port is not None:
             raise ValueError(f"there are two ports: {port}, and {shown_word(rest[0], 'the second field')}")
@@ -453,6 +457,8 @@ def _key(tag: str, value: str, folder: Path) -> dict[str, Any]:
         if not _PATH.fullmatch(value):
             raise ValueError("key_file= needs the path of a file that holds the key, as /path, ~/path or ./path")
         return {"api_key": Key(folder / Path(value).expanduser())}
+    if _RANDOM.fullmatch(value):
+        raise ValueError("key_cmd= looks like a key, which a hostfile must not hold: it names a command")
     if not _COMMAND.fullmatch(value):
         raise ValueError("key_cmd= needs the name of a command in your settings: letters, digits, '_' and '-'")
     return {"api_key": _command_key(value)}

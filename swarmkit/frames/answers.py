@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,11 +12,11 @@ from ..errors import SettingError
 from ..schema import Schema
 from .typed import DtypeBackend, typed_columns
 
-__all__ = ["DETAILS", "TypedAnswers"]
+__all__ = ["DETAILS", "OURS", "TypedAnswers"]
 
 DETAILS = ("finish_reason", "endpoint", "prompt_tokens", "completion_tokens", "latency_s", "attempts")
 """Names after ``<out>_`` of the columns that ``details=True`` always adds."""
-_OURS = (*DETAILS, "error", "sample", "reasoning", "truncated", "logprob", "token_logprobs")
+OURS = (*DETAILS, "error", "sample", "reasoning", "truncated", "logprob", "token_logprobs")
 """Names after ``<out>_`` that columns of every call have."""
 
 
@@ -66,24 +66,19 @@ class TypedAnswers:
             return self.out
         return f"{self.out}_{field}" if self.prefix else field
 
-    def check(self, taken: Collection[Hashable]) -> None:
-        """Refuse names that collide with those of a frame (bare ones only), or with the other columns of answers.
+    def check(self) -> None:
+        """Refuse names that collide with those of the other columns of answers.
 
         Raises
         ------
         SettingError
             They collide; the message names them.
         """
-        ours = {self.out, *(f"{self.out}_{name}" for name in _OURS)}
+        ours = {self.out, *(f"{self.out}_{name}" for name in OURS)}
         if clash := [name for name in self.names if name in ours and not self.is_lone]:
             raise SettingError(
                 f"the schema's field would be the column {clash[0]!r}, which swarmkit fills itself: rename the field, "
                 f"or use prefix={not self.prefix}"
-            )
-        if not self.prefix and (clash := [name for name in self.names if name in taken and name != self.out]):
-            raise SettingError(
-                f"prefix=False would overwrite {', '.join(map(repr, clash))} of the frame: rename the schema's fields, "
-                f"drop these columns first, or leave prefix=True for {self.out}_{clash[0]} and so on"
             )
 
     def problem(self, text: str) -> str | None:

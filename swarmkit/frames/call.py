@@ -5,8 +5,9 @@ from __future__ import annotations
 import difflib
 import inspect
 import math
+import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -71,6 +72,8 @@ class PreparedCall:
     model: str | None = None
     deadline: Deadline | None = None
     priority: int = 0
+    began: float = field(default_factory=time.time)
+    """When, in seconds since 1970."""
 
     async def send(
         self,
@@ -133,6 +136,8 @@ def arguments(
 
 
 def _refusal(verb: str, name: str, taken: Sequence[str]) -> str:
+    if (verb, name) == ("preview", "n"):
+        return "preview takes no n=, which is samples: rows=3 says how many rows it shows"
     others = sorted(other for other, signature in VERBS.items() if name in signature.parameters)
     near = difflib.get_close_matches(name, taken, n=1, cutoff=0.8 if others else 0.6)
     hint = f" Did you mean {near[0]}=?" if near else ""
@@ -221,7 +226,8 @@ def _params(given: Mapping[str, Any]) -> dict[str, Any]:
         raise SettingError(f"extra_body={given['extra_body']!r}: must be a dict of fields of the request")
     params = dict(given["extra_body"] or {})
     if clash := sorted(set(params) & set(SET_BY_SWARMKIT)):
-        raise SettingError(f"extra_body must not hold {', '.join(clash)}: swarmkit sets these itself")
+        hint = ". Give the model as model=..." if "model" in clash else ""
+        raise SettingError(f"extra_body must not hold {', '.join(clash)}: swarmkit sets these itself{hint}")
     if guided := [name for name in params if name.startswith("guided_")]:
         raise SettingError(
             f"{guided[0]} in extra_body is ignored by vLLM from 0.12 on. Use schema= (or regex=, grammar=), which "

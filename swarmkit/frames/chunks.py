@@ -24,6 +24,7 @@ from ..runs.failure_summary import FailureSummary
 from ..runs.listeners import Listeners
 from ..runs.run import RUN_AGAIN, Run, lacking, started
 from ..runs.stats import RunStats
+from ..text import plural
 from .call import PreparedCall
 from .scatter import ScatterFrame
 
@@ -150,7 +151,7 @@ class ChunkedScatter:
         if self._late and self._call.deadline is not None:
             self.stats.deadline = self._call.deadline.failure.message
         left = [f"{self.stats.left()}. {RUN_AGAIN}"] if self.stats.deadline else []
-        failed = [self.causes.text(f"{self.stats.rows:,} rows")] if self.causes.count else []
+        failed = [self.causes.text(plural(self.stats.rows, "row"))] if self.causes.count else []
         if (failed or left) and self._whole.on_error == "raise":
             raise ScatterError("\n".join([*failed, *left]), frame)
         return frame

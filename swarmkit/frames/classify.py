@@ -129,14 +129,12 @@ class LabelFrame(ScatterFrame):
         self._unreadable: dict[int, str] = {}  # what only the reading of the answers shows, as ``frame`` did it last
         super().__init__(df, prompt, {**given, "schema": self._schema})
         self.label = "classify"
-        earlier = given["only_missing"] or self._label(f"{self.out}_error") in df.columns  # columns of such a call
-        if not earlier and self._label(self.out) in df.columns:
-            raise SettingError(f"out={self.out!r} would overwrite that column of the frame: choose another name")
-        clash = [name for label in self.labels if (name := f"p_{label}") in df.columns]
-        if self.details and clash and not earlier:
-            raise SettingError(
-                f"details=True would overwrite {', '.join(map(repr, clash))} of the frame: rename or drop these columns"
-            )
+
+    def _cause(self, name: str) -> str:
+        return super()._cause(name) if name.startswith(self.out) else "details=True"
+
+    def _remedy(self, name: str) -> str:
+        return super()._remedy(name) if name.startswith(self.out) else "rename or drop that column"
 
     def begin(self, call: PreparedCall) -> Run:
         """Find out how the labels can be asked for, and start the run that does it."""

@@ -58,8 +58,8 @@ def filter(  # noqa: A001 - as pandas calls it; it is a method only, and no name
     Raises
     ------
     SettingError, TypeError
-        ``threshold`` is not from 0 to 1; with ``return_all``, ``out`` is a column of ``df``; a keyword that ``filter``
-        does not take.
+        ``threshold`` is not from 0 to 1; with ``return_all``, ``out`` is a column of ``df`` that no such call
+        has made; a keyword that ``filter`` does not take.
     UnknownColumnError, PromptError, NoEndpointsError, ScatterInterrupted, ScatterError
         As for ``scatter``; ``.frame`` has all rows.
 

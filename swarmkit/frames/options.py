@@ -311,7 +311,7 @@ class _Columns(TypedDict, total=False):
         str,
         Keyword(
             "response",
-            "Name of the column of answers; ``<out>_error`` stands beside it. Columns of these names are replaced.",
+            "Name of the column of answers; ``<out>_error`` stands beside it. Those of an earlier call are replaced.",
         ),
     ]
     prefix: Annotated[
@@ -328,7 +328,20 @@ class _Columns(TypedDict, total=False):
     ]
 
 
-class _Rows(_Turns, _Columns, total=False):
+class _Overwrite(TypedDict, total=False):
+    """What becomes of columns that are there already."""
+
+    overwrite: Annotated[
+        bool,
+        Keyword(
+            False,
+            "Whether columns of the new names are replaced that the prompt reads, or that swarmkit did not make. "
+            "Columns of an earlier call are replaced in any case.",
+        ),
+    ]
+
+
+class _Rows(_Turns, _Columns, _Overwrite, total=False):
     """What a scatter does with every row."""
 
     n: Annotated[
@@ -367,11 +380,14 @@ class _Tree(_Columns, total=False):
     """The shape of a tree."""
 
     by: Annotated[
-        Any,
+        Any, Keyword(None, "A column or a list of columns, as for ``groupby``: keys come back as columns, sorted.")
+    ]
+    dropna: Annotated[
+        bool,
         Keyword(
-            None,
-            "A column or a list of columns, as for ``groupby``: keys come back as columns, sorted; rows with a missing "
-            "key are dropped.",
+            True,
+            "Whether rows with a missing key are in no group, as for ``groupby``: a warning counts them. With False a "
+            "missing key is a key like the others, the last.",
         ),
     ]
     fanin: Annotated[
@@ -394,7 +410,7 @@ class PipelineOptions(_Running, _Model, _Deadline, _Showing, total=False):
     """Keywords of ``pipeline``, but for ``NOT_OF_PIPELINE``."""
 
 
-class ModelsOptions(_Running, _Deadline, _Showing, total=False):
+class ModelsOptions(_Overwrite, _Running, _Deadline, _Showing, total=False):
     """Keywords of ``compare_models``."""
 
 
@@ -428,12 +444,10 @@ class _Asking(TypedDict, total=False):
     ]
 
 
-class _Labels(TypedDict, total=False):
+class _Labels(_Overwrite, total=False):
     """What a classify does with every row."""
 
-    out: Annotated[
-        str, Keyword("label", "Name of the column of labels. Columns of this and the other new names are replaced.")
-    ]
+    out: Annotated[str, Keyword("label", "Name of the column of labels. Those of an earlier call are replaced.")]
     details: Annotated[
         bool,
         Keyword(
@@ -450,7 +464,7 @@ class ClassifyOptions(_Labels, _Asking, _Running, _Model, _Deadline, _Showing, t
     """Keywords of ``classify``, but for ``NOT_OF_LABELS``."""
 
 
-class FilterOptions(_Asking, _Running, _Model, _Deadline, _Showing, total=False):
+class FilterOptions(_Overwrite, _Asking, _Running, _Model, _Deadline, _Showing, total=False):
     """Keywords of ``filter``, but for ``NOT_OF_LABELS``."""
 
 
@@ -458,14 +472,14 @@ class MeaningOptions(_Asking, _Running, _Showing, _Model, total=False):
     """Keywords of ``semantic_entropy``, but for ``NOT_OF_LABELS``."""
 
 
-class _Vectors(TypedDict, total=False):
+class _Vectors(_Overwrite, total=False):
     """What an embed does with every row."""
 
     out: Annotated[
         str,
         Keyword(
             "embedding",
-            "Name of the column of vectors; ``<out>_error`` stands beside it. Columns of these names are replaced.",
+            "Name of the column of vectors; ``<out>_error`` stands beside it. Those of an earlier call are replaced.",
         ),
     ]
     dimensions: Annotated[

@@ -124,6 +124,8 @@ class _Pipeline:
     def start(self) -> Run:
         """Connect to the pools of the steps, and start the run."""
         calls = self._prepared()
+        for frame, call in zip(self._frames, calls, strict=True):
+            frame.source = call
         index = self.df.index.append([self.df.index] * (len(calls) - 1))
 
         async def work(stats: RunStats) -> Failure | None:

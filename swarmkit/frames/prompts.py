@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import difflib
+import functools
 import string
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any
@@ -24,12 +26,16 @@ __all__ = [
     "missing_in",
     "placeholders",
     "plain_scalar",
+    "read_by",
     "refuse_containers",
     "unique_column",
     "values_of",
+    "with_alias",
 ]
 
 PromptLike = str | Callable[["Row"], str] | pd.Series
+
+_BRACES = "Write {{ and }} for literal braces, as in JSON."
 
 _CONTAINERS = (
     *(list, dict, tuple, set, frozenset, bytes, bytearray, memoryview, np.ndarray),
@@ -57,6 +63,45 @@ class Row(dict[str, Any]):
         raise AttributeError(f"this row has no column {name!r}; it has {', '.join(self)}")
 
 
+class _Watched(Row):
+    """A row that knows which of its columns were read."""
+
+    def __init__(self, values: Iterable[tuple[str, Any]], seen: set[str]) -> None:
+        super().__init__(values)
+        object.__setattr__(self, "_seen", seen)
+
+    def __getitem__(self, name: str) -> Any:
+        object.__getattribute__(self, "_seen").add(name)
+        return super().__getitem__(name)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        object.__getattribute__(self, "_seen").add(name)
+        return super().get(name, default)
+
+
+def read_by(df: pd.DataFrame, prompt: PromptLike | None) -> set[Hashable]:
+    """The columns that a prompt reads; of a function those that it reads of the first row.
+
+    Examples
+    --------
+    >>> read_by(pd.DataFrame({"gene": ["lacZ"], "start": [1]}), lambda row: row.gene)
+    {'gene'}
+    """
+    names: set[str] = set()
+    if isinstance(prompt, pd.Series):
+        names = {str(prompt.name)}
+    elif isinstance(prompt, str):
+        names = {prompt}
+        if prompt not in df.columns:
+            with contextlib.suppress(ValueError):  # it is said elsewhere
+                names = {name for _, name, _, _ in string.Formatter().parse(prompt) if name is not None}
+    elif callable(prompt) and len(df):
+        first = zip(map(str, df.columns), [values_of(df.iloc[:1, i])[0] for i in range(df.shape[1])], strict=True)
+        with contextlib.suppress(Exception):  # it is said elsewhere
+            prompt(_Watched(first, names))
+    return {label for label in df.columns if str(label) in names}
+
+
 def check_frame(df: object) -> None:
     """Check that the rows of a call are a pandas DataFrame.
 
@@ -69,7 +114,7 @@ def check_frame(df: object) -> None:
         kind = type(df)
         name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
         hint = "A Series has the verbs itself, with {value} as its placeholder: series.swarm.scatter('{value}')"
-        other = "pandas.DataFrame({'value': [...]})"
+        other = "df.to_pandas()" if hasattr(df, "to_pandas") else "pandas.DataFrame({'value': [...]})"
         raise SettingError(
             f"the rows must be a pandas DataFrame; got a {name}. "
             + (hint if isinstance(df, pd.Series) else f"Make one of it first, e.g. {other}")
@@ -140,15 +185,17 @@ def placeholders(template: str, names: Iterable[Hashable]) -> list[tuple[str, st
     for literal, name, spec, conversion in parts:
         if name is not None and name not in known:
             if not name:
-                raise PromptError("an empty placeholder {}: write the column's name in it, as {column}")
+                raise PromptError(f"an empty placeholder {{}}: write the column's name in it, as {{column}}. {_BRACES}")
             if any(c in name for c in ".[]"):
                 raise PromptError(
                     f"{{{name}}} reaches into a value: a placeholder is a column's name and a format spec, nothing "
-                    "else. Use a callable for more: lambda row: ..."
+                    f"else. Use a callable for more: lambda row: ... {_BRACES}"
                 )
             raise _unknown(f"the template's placeholder {{{name}}}", name, known)
         if conversion or "{" in (spec or ""):
-            raise PromptError(f"{{{name}}}: conversions (!r) and nested placeholders are not supported; use a callable")
+            raise PromptError(
+                f"{{{name}}}: conversions (!r) and nested placeholders are not supported; use a callable. {_BRACES}"
+            )
         checked.append((literal, name, spec or ""))
     return checked
 
@@ -165,12 +212,52 @@ def fill_parts(parts: Iterable[tuple[str, str | None, str]], values: Mapping[str
     return "".join(literal + (format(values[name], spec) if name is not None else "") for literal, name, spec in parts)
 
 
+def with_alias(prompt: Any, alias: str, name: str) -> Any:
+    """A prompt that may call the column ``name`` by another name, too: a template, a column's name, a function, steps
+    of a pipeline, or a frame of examples. Anything else stays as it is.
+
+    Examples
+    --------
+    >>> with_alias("{{{value}}} is {value:.3}", "value", "abstract")
+    '{{{abstract}}} is {abstract:.3}'
+    """
+    if isinstance(prompt, str):
+        return name if prompt == alias else _with_field(prompt, alias, name)
+    if isinstance(prompt, pd.DataFrame):
+        return prompt if name in prompt.columns else prompt.rename(columns={alias: name})
+    if isinstance(prompt, list | tuple) and prompt and all(hasattr(step, "when") for step in prompt):
+        steps = [copy.copy(step) for step in prompt]
+        for step in steps:
+            step.prompt, step.when = (with_alias(text, alias, name) for text in (step.prompt, step.when))
+        return steps
+    if not callable(prompt):
+        return prompt
+    return functools.wraps(prompt)(lambda row: prompt(Row({**row, alias: row[name]})))
+
+
+def _with_field(template: str, old: str, new: str) -> str:
+    """A template with another name for one of its fields."""
+    try:
+        parts = list(string.Formatter().parse(template))
+    except ValueError:  # it is said elsewhere
+        return template
+    if all(field != old for _, field, _, _ in parts):
+        return template
+    made = ""
+    for literal, field, spec, conversion in parts:
+        made += literal.replace("{", "{{").replace("}", "}}")
+        if field is not None:
+            how = (f"!{conversion}" if conversion else "") + (f":{spec}" if spec else "")
+            made += f"{{{new if field == old else field}{how}}}"
+    return made
+
+
 def _unknown(what: str, name: str, known: Iterable[str]) -> UnknownColumnError:
     columns = sorted(known)
     near = difflib.get_close_matches(name, columns, n=1, cutoff=0.5)
     hint = f" Did you mean {near[0]!r}?" if near else ""
-    if "placeholder {" in what and not near:
-        hint = " Write {{ and }} for literal braces, as in JSON."
+    if "placeholder {" in what and not (near and name.isidentifier()):
+        hint += f" {_BRACES}"
     return UnknownColumnError(f"{what} is not a column.{hint} The columns are: {', '.join(columns) or 'none'}")
 
 

@@ -19,7 +19,8 @@ from ..text import plural
 from .answers import DETAILS, TypedAnswers
 from .call import PreparedCall, Send, is_whole
 from .conversations import row_prompts
-from .prompts import PromptLike, check_frame, missing_in, refuse_containers, values_of
+from .prompts import PromptLike, check_frame, missing_in, read_by, refuse_containers, values_of
+from .provenance import circumstances, is_made, kept_from, label_of, noted, question
 from .row_models import sender
 from .typed import TEXT, text_column
 
@@ -66,19 +67,21 @@ class ScatterFrame:
         self.pending: list[int] | None = None
         self.label = "scatter"
         self._kept = np.zeros(len(df), bool)
-        answered_before = only_missing and self._label(out) in df.columns
-        self.typed.check(() if answered_before else df.columns)
+        self._adds: list[str] = []  # names of its columns
+        self._record = {"prompt": None, **question(prompt, given["messages"])}
+        self.source: PreparedCall | None = None
+        self._by_row = ""  # whose models answer, where that is a column's
+        self.typed.check()
         self._check_result()
+        if not given["overwrite"]:
+            self._check_columns(prompt, given)
         if only_missing:
             self._keep_answers()
         for row, error in self.prompts.errors.items():  # part of the result from the start
             self.columns.fail(row, error)
 
     def _label(self, name: str) -> Any:
-        """The label of a column of answers: with several levels of columns, the name on the first of them. Without the
-        others pandas takes the name for all columns below it, and one there is overwritten."""
-        levels = self.df.columns.nlevels
-        return name if levels == 1 else (name, *[""] * (levels - 1))
+        return label_of(self.df, name)
 
     def _make_prompts(self, prompt: PromptLike | None, messages: Any) -> Prompts:
         return row_prompts(self.df, prompt, messages)
@@ -98,6 +101,34 @@ class ScatterFrame:
                 f"this frame ({type(self.df).__name__}) cannot take the columns of answers, {self.out!r} and others: "
                 f"{type(exc).__name__}: {exc}. Make a plain one of it: pandas.DataFrame(df)"
             ) from exc
+
+    def _check_columns(self, prompt: Any, given: Mapping[str, Any]) -> None:
+        """Refuse to overwrite what the prompt reads, and columns that no earlier call has made."""
+        there = [name for name in self._adds if self._label(name) in self.df.columns]
+        if not there:
+            return
+        read = read_by(self.df, prompt) | {given["messages"]}
+        for name in there:
+            if (label := self._label(name)) in read:
+                raise SettingError(
+                    f"{self._cause(name)} would overwrite {label!r}, which the prompt reads: give the answers another "
+                    "name, out=..., or say overwrite=True"
+                )
+            kept = given["only_missing"] and name == self.out  # but for what is missing
+            if not kept and not is_made(self.df, self.out, name):
+                raise SettingError(
+                    f"{self._cause(name)} would overwrite {label!r} of the frame, which swarmkit did not make: "
+                    f"{self._remedy(name)}, or say overwrite=True"
+                )
+
+    def _cause(self, name: str) -> str:
+        """Which keyword gives a column its name."""
+        return f"out={self.out!r}" if name.startswith(self.out) else "prefix=False"
+
+    def _remedy(self, name: str) -> str:
+        if name.startswith(self.out):
+            return "give the answers another name, out=..., rename or drop that column"
+        return f"rename the schema's field or that column, leave prefix=True for {self.out}_{name}"
 
     def _keep_answers(self) -> None:
         if self._label(self.out) not in self.df.columns:
@@ -143,6 +174,8 @@ class ScatterFrame:
     def start(self, call: PreparedCall, listeners: Sequence[Listener] = ()) -> Run:
         """Start a run that sends the prompts."""
         call, send = sender(call, self.df)
+        self.source = call
+        self._by_row = "" if send == call.send else f"that the column {call.model!r} names"
 
         async def work(stats: RunStats) -> Failure | None:
             async with aclosing(call):
@@ -215,12 +248,24 @@ class ScatterFrame:
     def _with(self, base: pd.DataFrame, new: Mapping[str, Any]) -> pd.DataFrame:
         """The frame with columns of answers."""
         result = base.copy()
+        self._adds = list(new)
         for name, values in new.items():
             label = self._label(name)
             if list(base.columns).count(label) > 1:
                 result = result.loc[:, [column != label for column in result.columns]]
             result[label] = values
+        noted(result, base, self.out, self._provenance())
         return result
+
+    def _provenance(self) -> dict[str, Any]:
+        """The record of these answers."""
+        kept = kept_from(self.df, self.out, int(self._kept.sum()))
+        if (call := self.source) is not None and "model" not in self._record:
+            found = circumstances(call, self._by_row)
+            if not found["model"]:  # no server has been asked yet
+                return {"verb": self.label, "columns": self._adds, **self._record, **found, **kept}
+            self._record |= found
+        return {"verb": self.label, "columns": self._adds, **self._record, **kept}
 
     def _detail_columns(self, index: pd.Index, slots: np.ndarray, rows: np.ndarray) -> dict[str, pd.Series]:
         columns, out = self.columns, self.out

@@ -110,7 +110,10 @@ def as_method(verb: Callable[..., Any], owner: type, *fixed: Any, **defaults: An
     signature = signature.replace(parameters=[this, *parameters])
 
     def call(self: Any, *args: Any, **options: Any) -> Any:
-        return verb(self._df, *fixed, *args, **(options if args else {**defaults, **options}))
+        given, options = [*fixed, *args], options if args else {**defaults, **options}
+        if hasattr(self, "_named"):  # a Series, whose texts are called {value}, too
+            given, options = self._named(given, options)
+        return verb(self._df, *given, **options)
 
     async def wait(self: Any, *args: Any, **options: Any) -> Any:
         return await call(self, *args, **options)

@@ -44,7 +44,7 @@ class Step:
         ----------
         name : str
             Name of the step, and of its column of answers; ``<name>_error`` stands beside it, and ``<name>_<field>``
-            for each field of its ``schema``. Columns of these names are replaced. ``examples=`` in a frame have their
+            for each field of its ``schema``. Those of an earlier call are replaced. ``examples=`` in a frame have their
             answers in a column of this name, too.
         prompt : str or callable
             A column's name, a template with ``{column}`` placeholders, or a function of the row. Columns of earlier
@@ -105,7 +105,9 @@ class StepFrame(ScatterFrame):
     def __init__(self, df: pd.DataFrame, step: Step, given: Mapping[str, Any], before: Sequence[StepFrame]) -> None:
         self.skipped: set[int] = set()
         self.unreached: dict[int, str] = {}
-        super().__init__(df, None, {**given, "out": step.name, "n": 1, "only_missing": False, "messages": None})
+        prompt = step.prompt if isinstance(step.prompt, str) else None  # of a function the columns are not there yet
+        super().__init__(df, prompt, {**given, "out": step.name, "n": 1, "only_missing": False, "messages": None})
+        self.label = "pipeline"
         self.name, self._prompt, self._before = step.name, step.prompt, before
         self.made: list[str | None] = [None] * len(df)
         self.added = list(self.onto(df[[]].iloc[:0], "", []).columns)

@@ -136,6 +136,7 @@ class Store(Folder):
         n: int = 1,
         messages: str | None = None,
         ask: str | None = None,
+        overwrite: bool = False,
     ) -> pd.DataFrame:
         """Put stored answers back beside the rows that they answer: no pool, and no request.
 
@@ -153,6 +154,8 @@ class Store(Folder):
             The column of conversations, in place of ``prompt``.
         ask : str, optional
             Which call, where several have asked these prompts: a value of the column ``ask`` of ``to_frame``.
+        overwrite : bool, default False
+            Whether columns of the new names are replaced that the prompt reads, or that swarmkit did not make.
 
         Returns
         -------
@@ -174,10 +177,11 @@ class Store(Folder):
         prompts = row_prompts(df, prompt, messages)
         wanted = [row for row, text in enumerate(prompts.texts) if text is not None]
         settings, keys = self._call(prompts.texts, wanted, messages is not None, ask)
-        given = {"out": out, "n": n, "messages": messages, "assistant_prefix": settings.get("assistant_prefix")}
+        given = {"out": out, "overwrite": overwrite, "n": n, "messages": messages}
+        given |= {"assistant_prefix": settings.get("assistant_prefix")}
         rows = ScatterFrame(df, prompt, arguments(scatter, given))
         if vectors := settings.get("kind") == "embeddings":
-            rows = VectorFrame(df, prompt, arguments(embed, {"out": out}))
+            rows = VectorFrame(df, prompt, arguments(embed, {"out": out, "overwrite": overwrite}))
         found = self.fill(rows.columns, keys, wanted, {})
         if vectors or (settings.get("params", {}).get("temperature") == 0 and n == 1):  # such a prompt is sent once
             for first, repeats in duplicates_in(wanted, prompts).items():

@@ -10,12 +10,13 @@ import numpy as np
 import pandas as pd
 
 from ..engine.columns import Columns
-from ..errors import PromptError, SettingError
+from ..errors import PromptError, SettingError, warn
 from ..patterns.tree_reduce import Node, Settle, check_fanin, reduce_groups, roots
 from ..pool.watch import present
 from ..records import Failure, FailureKind, Prompts
 from ..runs.run import Run
 from ..runs.stats import RunStats
+from ..text import plural
 from .answers import TypedAnswers
 from .call import PreparedCall
 from .prompts import (
@@ -28,6 +29,7 @@ from .prompts import (
     unique_column,
     values_of,
 )
+from .provenance import circumstances, noted, question
 from .typed import text_column
 
 __all__ = ["ReductionTrees"]
@@ -48,7 +50,7 @@ class ReductionTrees:
 
     def __init__(
         self, df: pd.DataFrame, column: str, prompt: str, by: Any, fanin: Any, out: str, trace: bool = False,
-        partial: bool = False, typed: TypedAnswers | None = None,
+        partial: bool = False, typed: TypedAnswers | None = None, dropna: bool = True,
     ) -> None:  # fmt: skip
         check_frame(df)
         self.fanin = check_fanin(fanin)
@@ -64,10 +66,18 @@ class ReductionTrees:
         self._collecting = threading.Lock()  # this is done by the thread that looks at the result, too
         self._collect: Callable[[], None] = lambda: None  # takes the answers of the newest level over into its nodes
 
-        groups, first = _groups(df, self.keys)
+        groups, first = _groups(df, self.keys, dropna)
+        self._prompt = prompt
+        self.source: PreparedCall | None = None
+        if left := int((groups < 0).sum()):
+            named = "a key" if len(self.keys) > 1 else f"the key {self.keys[0]!r}"
+            warn(f"{plural(left, 'row')} without {named}, in no group: dropna=False makes a group of missing keys")
         count = len(first)
         self.key_columns = {k: unique_column(df, k).iloc[first].reset_index(drop=True) for k in self.keys}
-        values = [values_of(column) for column in self.key_columns.values()]
+        values = [
+            [_NO_KEY if absent else value for value, absent in zip(values_of(column), missing_in(column), strict=True)]
+            for column in self.key_columns.values()
+        ]
         self.groups: list[tuple[Any, ...]] = list(zip(*values, strict=True)) if values else [()] * count
         texts = make_prompts(df, column).texts
         self.leaves, self.total = [0] * count, [0] * count
@@ -101,7 +111,7 @@ class ReductionTrees:
             raise SettingError(f"by={self.keys}: a column is given twice")
         typed = self.typed.names if self.typed else []
         if self.typed is not None:
-            self.typed.check(())
+            self.typed.check()
         if clash := [name for name in typed if name in _COUNTS]:
             raise SettingError(
                 f"the schema's field would be the column {clash[0]!r}, which counts texts: rename the field, or choose "
@@ -136,6 +146,7 @@ class ReductionTrees:
 
     def start(self, call: PreparedCall) -> Run:
         """Start a run that reduces, level by level."""
+        self.source = call
 
         async def work(stats: RunStats) -> Failure | None:
             async def scatter_level(prompts: list[str], level: int, settle: Settle) -> None:
@@ -214,7 +225,12 @@ class ReductionTrees:
     def frame(self, unfinished: str) -> pd.DataFrame:
         """The result so far: a row per group, or per node with ``trace``."""
         self._collect()
-        return self._trace(unfinished) if self.trace else self._tops(unfinished)
+        found = self._trace(unfinished) if self.trace else self._tops(unfinished)
+        if not self.trace:
+            made = [str(name) for name in found.columns if name not in self.keys]
+            how = {} if self.source is None else circumstances(self.source)
+            noted(found, found, self.out, {"verb": "tree_reduce", "columns": made, **question(self._prompt), **how})
+        return found
 
     def _keyed(self, groups: Sequence[int]) -> pd.DataFrame:
         """The keys of groups, with the dtypes they have in the frame."""
@@ -273,9 +289,22 @@ def _is_left(error: object) -> bool:
     return isinstance(error, str) and error.startswith(f"{FailureKind.DEADLINE}: ")
 
 
-def _groups(df: pd.DataFrame, keys: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
-    """The group of every row, -1 where a key is missing, and the first row of every group; groups as ``groupby`` has
-    them, sorted."""
+class _NoKey:
+    """A key that is missing, as prompts and messages have it."""
+
+    def __format__(self, spec: str) -> str:
+        return "(missing)"
+
+    def __repr__(self) -> str:
+        return "nan"
+
+
+_NO_KEY = _NoKey()
+
+
+def _groups(df: pd.DataFrame, keys: Sequence[Any], dropna: bool) -> tuple[np.ndarray, np.ndarray]:
+    """The group of every row, -1 where a key is missing and that is no key, and the first row of every group; groups as
+    ``groupby`` has them, sorted."""
     if not keys:
         return np.zeros(len(df), int), np.zeros(1, int)
     columns = {place: unique_column(df, key).reset_index(drop=True) for place, key in enumerate(keys)}
@@ -283,7 +312,11 @@ def _groups(df: pd.DataFrame, keys: Sequence[Any]) -> tuple[np.ndarray, np.ndarr
     for place, column in columns.items():
         if column.dtype == np.float16:  # pandas has no index of them
             columns[place] = column.astype(np.float32)
-    found = pd.DataFrame(columns)[~missing].groupby(list(columns), sort=True, dropna=True, observed=True).ngroup()
+    if not dropna:
+        for place, column in columns.items():
+            columns[place] = column.mask(missing_in(column))  # NaN is missing in all dtypes
+        missing = np.zeros(len(df), bool)
+    found = pd.DataFrame(columns)[~missing].groupby(list(columns), sort=True, dropna=dropna, observed=True).ngroup()
     groups = np.full(len(df), -1)
     groups[~missing] = found.to_numpy(int)
     _, first = np.unique(groups[~missing], return_index=True)

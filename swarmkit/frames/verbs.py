@@ -17,9 +17,10 @@ from ..runs.events import RowFailed, RowsDone, RowsReused, RunEvent
 from ..runs.run import RUN_AGAIN, Run, finished, started
 from ..text import plural
 from .answers import TypedAnswers
-from .call import PreparedCall, arguments, read_options
+from .call import PreparedCall, arguments, is_whole, read_options
 from .chunks import ChunkedScatter
 from .conversations import row_prompts
+from .look import Preview
 from .options import BroadcastOptions, PreviewOptions, ScatterOptions, TreeOptions
 from .prompts import PromptLike, check_frame
 from .scatter import ScatterFrame
@@ -231,7 +232,7 @@ def _iter_frames(
             "interrupted: .frame of this error has the rows of the frames that were running",
             stream.partial("interrupted"),
         ) from None
-    failed = [stream.causes.text(f"{stream.stats.rows:,} rows")] if stream.causes.count else []
+    failed = [stream.causes.text(plural(stream.stats.rows, "row"))] if stream.causes.count else []
     late = [f"{stream.stats.left()}. {RUN_AGAIN}"] if stream.stats.deadline else []
     if lines := [*failed, *late, *stream.stats.cuts()]:
         warn("\n".join(lines))
@@ -311,7 +312,7 @@ def _start_tree(
     verb: Callable[..., Any], df: pd.DataFrame, column: str, prompt: str, options: Mapping[str, object]
 ) -> Run:
     given = arguments(verb, options)
-    shape = {name: given[name] for name in ("by", "fanin", "out", "trace")}
+    shape = {name: given[name] for name in ("by", "dropna", "fanin", "out", "trace")}
     trees = ReductionTrees(df, column, prompt, **shape, typed=TypedAnswers.of(given))
     return trees.start(read_options(given, aggregation=True))
 
@@ -346,7 +347,7 @@ def broadcast(prompt: str, **options: Unpack[BroadcastOptions]) -> pd.DataFrame:
 
 @takes(PreviewOptions)
 def preview(
-    df: pd.DataFrame, prompt: PromptLike | None = None, n: int = 3, **options: Unpack[PreviewOptions]
+    df: pd.DataFrame, prompt: PromptLike | None = None, rows: int = 3, **options: Unpack[PreviewOptions]
 ) -> pd.DataFrame:
     """Show what would be sent for the first rows, chat template included, before any row is sent.
 
@@ -359,22 +360,24 @@ def preview(
         The rows.
     prompt : str, callable or Series, optional
         As for ``scatter``.
-    n : int, default 3
+    rows : int, default 3
         Rows to show.
 
     Returns
     -------
     pandas.DataFrame
-        Index of the first ``n`` rows; ``sent`` (the text as it is sent), ``tokens`` (as the server counts them;
-        missing where it does not) and ``error`` (why a row would not be sent).
+        Index of the first ``rows`` rows; ``sent`` (the text as it is sent), ``tokens`` (as the server counts them;
+        missing where it does not) and ``error`` (why a row would not be sent). A notebook shows whole prompts.
     """
     given = arguments(preview, options, prompt)
     check_frame(df)
-    head = df.iloc[:n]
-    prompts = row_prompts(head, prompt.iloc[:n] if isinstance(prompt, pd.Series) else prompt, given["messages"])
+    if not is_whole(rows, 0):
+        raise SettingError(f"rows={rows!r}: must be a whole number of rows to show")
+    head = df.iloc[:rows]
+    prompts = row_prompts(head, prompt.iloc[:rows] if isinstance(prompt, pd.Series) else prompt, given["messages"])
     with closing(read_options(given)) as call:
         shown = io_thread.call(call.pool._still().preview(prompts, call.spec))
     frame = pd.DataFrame({"sent": text_column([text for text, _ in shown], head.index)}, index=head.index)
     frame["tokens"] = pd.Series([count for _, count in shown], head.index, dtype="Int64")
     frame["error"] = text_column([prompts.errors.get(i) for i in range(len(head))], head.index)
-    return frame
+    return Preview(frame, prompts.texts, len(df))

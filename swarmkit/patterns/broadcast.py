@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..pool.agent_pool import AgentPool
 from ..records import Response
+from ..text import none_of
 
 __all__ = ["broadcast", "broadcast_and_reduce"]
 
@@ -59,5 +60,5 @@ async def broadcast_and_reduce(
     """
     answers = [r.text for r in await broadcast(pool, prompt) if r.success]
     if not answers:
-        return Response(False, "", error=f"none of the {pool.size} endpoints answered the broadcast")
+        return Response(False, "", error=f"{none_of(pool.size, 'endpoint')} answered the broadcast")
     return await pool.post(reducer_agent_index, reduce_prompt.replace("{responses}", SEPARATOR.join(answers)))

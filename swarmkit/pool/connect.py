@@ -11,9 +11,9 @@ from ..client.hostfile import AgentEndpoint
 from ..client.keys import hidden
 from ..client.model_list import listed_as
 from ..errors import NoEndpointsError, warn
-from ..text import plural
+from ..text import none_of, plural
 from .settings import VLLMSettings, hands_on
-from .targets import Target, resolve, watched_hostfile
+from .targets import Target, is_bare, resolve, watched_hostfile
 from .vllm_pool import VLLMPool
 from .watch import Watch
 
@@ -44,9 +44,9 @@ def connect(
     Parameters
     ----------
     target : str, path, AgentEndpoint, LocalSwarm, pool, or a list of these
-        A hostfile, a URL or ``host:port`` (with ranges: ``node[001-128]:8000``), or a list of them; "slurm:" or "pbs:"
-        for port 8000 of the nodes of the job this runs in ("slurm:9000" for another, see `hosts_from_env`). Without
-        one, the hostfile that ``$SWARMKIT_HOSTFILE`` or else ``$AURORA_SWARM_HOSTFILE`` names.
+        A hostfile, a URL, ``host`` or ``host:port`` (with ranges: ``node[001-128]:8000``), or a list of them; "slurm:"
+        or "pbs:" for port 8000 of the nodes of the job this runs in ("slurm:9000" for another, see `hosts_from_env`).
+        Without one, the hostfile that ``$SWARMKIT_HOSTFILE`` or else ``$AURORA_SWARM_HOSTFILE`` names.
     model : str, optional
         The model to use; servers without it are not used. Where they list several, ``model=`` may be given to each
         call instead.
@@ -108,7 +108,9 @@ def connected(target: Target, probe_timeout: float = PROBE_S, watch: bool = Fals
     pool = listed()
     try:
         fitted = fit(
-            pool, io_thread.call(probe_all(pool._core.transport(), pool.endpoints, probe_timeout, model=pool.model))
+            pool,
+            io_thread.call(probe_all(pool._core.transport(), pool.endpoints, probe_timeout, model=pool.model)),
+            f"\n{target!r} was read as a host; there is no file of that name here" if is_bare(target) else "",
         )
         if path is not None:
             fitted.follow(Watch(path, lambda: listed().endpoints, fitted, probe_timeout))
@@ -123,13 +125,13 @@ def new_pool(endpoints: Iterable[AgentEndpoint], settings: Mapping[str, Any]) ->
     return VLLMPool(endpoints, **{"chat": "auto", **settings})
 
 
-def fit(pool: VLLMPool, infos: Sequence[ServerInfo]) -> VLLMPool:
+def fit(pool: VLLMPool, infos: Sequence[ServerInfo], hint: str = "") -> VLLMPool:
     """Choose the model if there is one, select the endpoints that can be used, and warn once of the others."""
     model = listed_as(pool.model, [info.models for info in infos]) if pool.model else _the_model(infos)
     infos = [require_model(info, model) for info in infos]
     usable = [k for k, info in enumerate(infos) if info.status != "down"]
     if not any(info.status == "up" for info in infos):
-        raise NoEndpointsError(f"none of the {plural(len(infos), 'endpoint')} can be used:\n{reasons(infos)}")
+        raise NoEndpointsError(f"{none_of(len(infos), 'endpoint')} can be used:\n{reasons(infos)}{hint}")
     out = [info for info in infos if info.status != "up"]
     if out:
         down = sum(info.status == "down" for info in out)

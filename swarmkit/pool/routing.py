@@ -24,7 +24,7 @@ from ..client.transport import SMALL_REPLY, Transport
 from ..errors import EndpointError, NoEndpointsError, SettingError
 from ..records import Chat, Failure, FailureKind, RequestSpec, Route
 from ..runs.stats import BARE
-from ..text import plural
+from ..text import none_of
 from .embedding import embedding_plan
 from .learning import first_answer
 from .parameters import Trial
@@ -119,7 +119,7 @@ class Router:
                     return []
                 last = f"{exc.failure.endpoint}: {exc.failure.message}"
                 raise NoEndpointsError(
-                    f"none of the {plural(len(self.endpoints), 'endpoint')} answers; the last one tried was {last}"
+                    f"{none_of(len(self.endpoints), 'endpoint')} answers; the last one tried was {last}"
                 ) from exc
             for endpoint in self.endpoints:
                 infos[endpoint.url] = replace(found, endpoint=endpoint)

@@ -15,9 +15,12 @@ from ..client.hostfile import DEFAULT_PORT, AgentEndpoint, as_endpoint, read_hos
 from ..client.job_hosts import NODES_IN, job_hosts
 from ..errors import HostfileError, SettingError
 
-__all__ = ["Target", "default_hostfile", "resolve", "watched_hostfile"]
+__all__ = ["Target", "default_hostfile", "is_bare", "resolve", "watched_hostfile"]
 
 _VARIABLES = ("SWARMKIT_HOSTFILE", "AURORA_SWARM_HOSTFILE")
+_FILES = (".hostfile", ".txt", ".hosts", ".list", ".csv", ".json", ".toml", ".yaml", ".yml", "hostfile", "hosts")
+"""Suffixes and names of files that are not read as names of hosts."""
+_HOSTS = re.compile(r"[A-Za-z0-9][\w.,\[\]-]*")
 _JOB = re.compile(rf"({'|'.join(NODES_IN)}):([0-9]{{0,5}})")
 
 
@@ -104,16 +107,23 @@ def _expand(target: Any) -> Iterable[AgentEndpoint | os.PathLike[str]]:
     )
 
 
+def is_bare(target: object) -> bool:
+    """Whether a target is the name of a host, or of several, without a port."""
+    return isinstance(target, str) and _HOSTS.fullmatch(target) is not None
+
+
 def _from_text(text: str) -> Sequence[AgentEndpoint | Path]:
     path = Path(text).expanduser()
     if path.is_file():
         return [path]
     if job := _JOB.fullmatch(text):
         return job_hosts(job[1], int(job[2] or DEFAULT_PORT))
-    looks_like_file = path.suffix in (".hostfile", ".txt", ".hosts") or (
-        "/" in text and "://" not in text and not text.startswith("unix:")
+    looks_like_file = (
+        path.suffix in _FILES
+        or path.name in _FILES
+        or ("/" in text and "://" not in text and not text.startswith("unix:"))
     )
-    if looks_like_file or ("://" not in text and ":" not in text):
+    if looks_like_file or ("://" not in text and ":" not in text and not is_bare(text)):
         raise HostfileError(
             f"there is no hostfile {shown_address(text)} here ({Path.cwd()}). For an address, write host:port or http://host:port"
         )

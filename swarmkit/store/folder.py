@@ -363,11 +363,17 @@ class Folder:
         return sum(1 for _ in self.answers())
 
     def __repr__(self) -> str:
-        return f"<Store {str(self.path)!r}: {plural(len(self.segments()), 'segment')}>"
+        with contextlib.suppress(StoreError):
+            names = sorted({str(ask.get("model", "")) for ask in self._fresh().asks.values()} - {""})
+            of = f" of {few(names, len(names), 3)}" if names else ""
+            return f"<Store {str(self.path)!r}: {plural(self.index.size, 'row')}{of}>"
+        return f"<Store {str(self.path)!r}: cannot be read>"
 
     def _repr_html_(self) -> str:
-        size = sum(segment.stat().st_size for segment in self.segments())  # counting rows would read all segments
-        return table_html([("store", repr(self).strip("<>")), ("size", f"{size / 1e6:,.1f} MB")])
+        segments = self.segments()
+        size = sum(segment.stat().st_size for segment in segments)
+        shown = f"{size / 1e6:,.1f} MB" if size >= 1e5 else f"{size / 1e3:,.1f} kB"
+        return table_html([("store", repr(self).strip("<>")), ("files", f"{plural(len(segments), 'file')}, {shown}")])
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.path, self.durability, self.store_prompts)

@@ -116,6 +116,12 @@ class Index:
             if self._unsaved > self._save_after:
                 self._save()
 
+    @property
+    def size(self) -> int:
+        """Stored answers, each time that one is stored."""
+        with self._lock:
+            return sum(len(digests) for digests, _ in self._parts)
+
     def damage(self) -> dict[str, str]:
         """What could not be read, by the segment's name."""
         with self._lock:
