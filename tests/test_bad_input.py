@@ -132,7 +132,7 @@ def test_formats_that_cannot_be(pool: sk.VLLMPool, genes: pd.DataFrame, template
 def test_duplicate_and_multi_level_indexes_are_kept_and_named(pool: sk.VLLMPool) -> None:
     index = pd.MultiIndex.from_tuples([("a", 1), ("a", 1), ("b", 2)], names=["k", "i"])
     df = pd.DataFrame({"t": ["x", None, "z"]}, index=index)
-    with pytest.warns(sk.SwarmWarning, match=mentions("rows ('a', 1)")):
+    with pytest.warns(sk.SwarmWarning, match=mentions("row ('a', 1)")):
         answers = df.swarm.scatter("{t}")
     assert answers.index.identical(index)
     assert answers["response"].fillna("-").to_list() == ["echo: x", "-", "echo: z"]
@@ -145,7 +145,7 @@ def test_duplicate_column_names_are_refused_only_where_they_matter(pool: sk.VLLM
             df.swarm.scatter(prompt)
     answers = df.swarm.scatter("{b}")
     assert list(answers.columns) == ["a", "a", "b", "response", "response_error"]
-    again = answers.swarm.scatter("{b}", out="a")
+    again = answers.swarm.scatter("{b}", out="a", overwrite=True)
     assert list(again.columns) == ["b", "response", "response_error", "a", "a_error"]
     assert again["a"][0] == "echo: z"
 

@@ -63,7 +63,7 @@ def test_prompts_are_cut_to_what_fits(pool: sk.VLLMPool, too_long: Any, options:
 
 
 def test_by_default_the_row_fails_with_what_the_server_says(pool: sk.VLLMPool) -> None:
-    with pytest.warns(sk.SwarmWarning, match="1 of 1 rows failed"):
+    with pytest.warns(sk.SwarmWarning, match="1 of 1 row failed"):
         answers = pd.DataFrame({"t": ["long " * 1000]}).swarm.scatter("t")
     assert "maximum context length is 400 tokens. However, your prompt contains" in answers["response_error"][0]
 

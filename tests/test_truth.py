@@ -517,7 +517,8 @@ def test_nan_is_missing_in_every_dtype(pool: sk.VLLMPool, dtype: str) -> None:
         answers = df.swarm.scatter("{share}")
     assert answers["response"].isna().tolist() == [True, False]
     assert answers["response"][1] == "echo: 1.0"
-    assert len(df.swarm.tree_reduce("t", "{responses}", by="share")) == 1
+    with pytest.warns(sk.SwarmWarning, match="1 row without the key 'share'"):
+        assert len(df.swarm.tree_reduce("t", "{responses}", by="share")) == 1
 
 
 def arrow(values: list[Any], kind: Any) -> pd.Series:
@@ -755,7 +756,8 @@ def test_answers_of_a_tree_are_not_replaced_by_counts(pool: sk.VLLMPool, out: An
 )
 def test_keys_keep_their_dtype_and_order(pool: sk.VLLMPool, keys: pd.Series) -> None:
     df = pd.DataFrame({"k": keys, "t": ["x", "y", "z", "lost"]}).set_axis([5, 5, 1, 5])
-    tree = df.swarm.tree_reduce("t", "{k}: {responses}", by="k", fanin=2)
+    with pytest.warns(sk.SwarmWarning, match="1 row without the key 'k'"):
+        tree = df.swarm.tree_reduce("t", "{k}: {responses}", by="k", fanin=2)
     expected = df.groupby("k", observed=True)["t"].agg(list).reset_index()
     pd.testing.assert_series_equal(tree["k"], expected["k"])
     assert tree["n_leaves"].tolist() == expected["t"].map(len).tolist()

@@ -288,7 +288,7 @@ def test_one_bad_answer_to_a_probe_is_chance() -> None:
     assert stats().invalid == 0
 
 
-@pytest.mark.filterwarnings("ignore:.*hold the model to the schema", "ignore:1 of 1 rows failed")
+@pytest.mark.filterwarnings("ignore:.*hold the model to the schema", "ignore:1 of 1 row failed")
 def test_an_answer_stays_when_the_row_fails_otherwise_later() -> None:
     seen: list[str] = []
 

@@ -302,7 +302,7 @@ def test_vectors_say_what_means_the_same(pool: sk.VLLMPool) -> None:
         assert found["semantic_entropy"].tolist() == expected
         assert found["kernel_entropy"].tolist() == [expected[0], pytest.approx(0, abs=1e-12)], "all at right angles"
     every = frame["response"].swarm.semantic_entropy(by="embedding", vectors=embed, return_all=True)
-    assert every["value_cluster"].tolist() == [0, 0, 0, 1, 0, pd.NA]
+    assert every["response_cluster"].tolist() == [0, 0, 0, 1, 0, pd.NA]
 
 
 @pytest.mark.parametrize(

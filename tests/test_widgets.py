@@ -457,7 +457,7 @@ def test_what_shows_itself_says_it_in_a_line_and_a_small_table_and_never_a_key(
     for thing in (pool, pool.endpoints[0], run, run.stats, found, store):
         line, table = repr(thing), thing._repr_html_()
         assert "\n" not in line
-        assert table.startswith("<table>")
+        assert table.startswith("<table")
         assert len(table) < 4000
         assert key not in line + table
     assert "4 up" in pool._repr_html_()

@@ -69,9 +69,7 @@ class ReductionTrees:
         groups, first = _groups(df, self.keys, dropna)
         self._prompt = prompt
         self.source: PreparedCall | None = None
-        if left := int((groups < 0).sum()):
-            named = "a key" if len(self.keys) > 1 else f"the key {self.keys[0]!r}"
-            warn(f"{plural(left, 'row')} without {named}, in no group: dropna=False makes a group of missing keys")
+        self.in_no_group = int((groups < 0).sum())
         count = len(first)
         self.key_columns = {k: unique_column(df, k).iloc[first].reset_index(drop=True) for k in self.keys}
         values = [
@@ -146,6 +144,10 @@ class ReductionTrees:
 
     def start(self, call: PreparedCall) -> Run:
         """Start a run that reduces, level by level."""
+        if self.in_no_group:
+            named = "a key" if len(self.keys) > 1 else f"the key {self.keys[0]!r}"
+            left = plural(self.in_no_group, "row")
+            warn(f"{left} without {named}, in no group: dropna=False makes a group of missing keys")
         self.source = call
 
         async def work(stats: RunStats) -> Failure | None:
