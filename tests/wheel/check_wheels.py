@@ -1,9 +1,9 @@
 """Whether what would be published works: ``python tests/wheel/check_wheels.py --need 3.11 3.12 3.13``.
 
 Builds the sdist, and the wheel from it; checks both (``twine check``, ``check-wheel-contents``); installs the wheel
-into a fresh environment for each Python that the machine has, with the newest pandas and with the oldest, and runs the
-default tests of frames and faults there. The tests are those of the sdist, in a folder without ``swarmkit/``, so that
-nothing but the wheel can be imported. Fails where a Python of ``--need`` is missing.
+into a fresh environment for each Python that the machine has, and runs the default tests of frames and faults there
+with the newest pandas, and those of frames with the oldest. The tests are those of the sdist, in a folder without
+``swarmkit/``, so that nothing but the wheel can be imported. Fails where a Python of ``--need`` is missing.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent.parent
 PYTHONS = ("3.11", "3.12", "3.13", "3.14")
 OLDEST = {"3.14": "pandas==2.3.*"}  # the first with wheels for it
-TESTS = ("tests/test_frames.py", "tests/test_faults.py")
+FRAMES, FAULTS = "tests/test_frames.py", "tests/test_faults.py"  # faults know nothing of pandas
 # Not needed by these tests, and large: the real models, the notebooks, dask.
 LEFT_OUT = ("openvino", "wordllama", "safetensors", "tokenizers", "nbval", "ipykernel", "swarmkit-frames")
 
@@ -83,24 +83,15 @@ def check(version: str, python: Path, folder: Path, wheel: Path, tests: Path) ->
     here = home / "bin/python"
     pip = (folder / "tools/bin/python", "-m", "pip", "--python", here, "install", "-q", "--no-compile")
     run(*pip, wheel, *requirements())
-    for pandas in ("pandas", OLDEST.get(version, "pandas==2.2.*")):
+    for pandas, files in (("pandas", (FRAMES, FAULTS)), (OLDEST.get(version, "pandas==2.2.*"), (FRAMES,))):
         run(*pip, "--only-binary=:all:", pandas)
         words = "import swarmkit, pandas; print(swarmkit.__version__, swarmkit.__path__[0], pandas.__version__)"
         release, path, installed = run(here, "-c", words, cwd=tests).split()
         if not Path(path).is_relative_to(home) or f"-{release}-" not in wheel.name:
             raise SystemExit(f"swarmkit {release} of {path} was imported, not that of {wheel.name}")
-        plain = (
-            "-o",
-            "addopts=",
-            "-n3",
-            "--dist=loadfile",
-            "-q",
-            "-p",
-            "no:cacheprovider",
-            "-m",
-            "not long and not slow",
-        )
-        last = run(here, "-m", "pytest", *plain, *TESTS, cwd=tests).strip().splitlines()[-1]
+        plain = ["-o", "addopts=", "-n3", "--dist=loadfile", "-q", "-p", "no:cacheprovider"]
+        plain += ["-m", "not long and not slow"]
+        last = run(here, "-m", "pytest", *plain, *files, cwd=tests).strip().splitlines()[-1]
         print(f"Python {version}, pandas {installed}: {last}", flush=True)
     run(home / "bin/swarmkit", "--version", cwd=tests)
     print(f"Python {version}: {time.monotonic() - begun:.0f} s", flush=True)
