@@ -327,8 +327,8 @@ def test_a_batch_file_that_is_none_says_why(host, tmp_path):
     source.write_text("".join(json.dumps(line) + "\n" for line in (good, {**good, "url": "/v1/embeddings"})))
     done = run("scatter", source, "-o", "-", *to(host))
     assert done.returncode == 1
-    assert '1 x its url is "/v1/embeddings"' in done.stderr
-    assert "lines 2" in done.stderr
+    assert '1 line: its url is "/v1/embeddings"' in done.stderr
+    assert "line 2" in done.stderr
     dry = run("scatter", source, "-o", "-", "--dry-run", *to(host))
     assert (dry.returncode, dry.stdout) == (1, "")
     assert "of 2 lines 1 would be asked, in 1 group" in dry.stderr

@@ -63,7 +63,7 @@ def test_what_a_run_would_not_ask_is_not_estimated(pool):
     assert whole.rows == 40
     twice = pd.concat([df, df], ignore_index=True).swarm.estimate("t", sample=8, pool=pool, temperature=0, **QUIET)
     assert (twice.rows, twice.completion_tokens) == (40, whole.completion_tokens)
-    answered = df.assign(response=["known"] * 30 + [None] * 10)
+    answered = df.assign(response=["known"] * 30 + [None] * 10, response_error=None)
     assert answered.swarm.estimate("t", sample=8, pool=pool, only_missing=True, **QUIET).rows == 10
     nothing = answered.head(30).swarm.estimate("t", pool=pool, only_missing=True, price=(1, 1), **QUIET)
     assert (nothing.rows, nothing.sampled, nothing.time_s, nothing.money) == (0, 0, 0.0, 0.0)

@@ -618,7 +618,7 @@ def test_values_come_out_as_they_went_in(tmp_path: Path, to: tuple[object, ...],
     frame.to_json(first, orient="records", lines=True)
     names = [first, tmp_path / f"one.{suffix}", tmp_path / f"two.{suffix}", tmp_path / "end.jsonl"]
     for number, (source, target) in enumerate(itertools.pairwise(names)):
-        done = run("scatter", source, "--prompt", "{text\rof a row}", "--out", f"r{number}", "-o", target, *to)
+        done = run("scatter", source, "--prompt", "{text\rof a row}", "--out", f"r{number}", "--raw", "-o", target, *to)
         assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in names[-1].read_text().split("\n")[:-1]]
     assert [row["text\rof a row"] for row in rows] == ODD

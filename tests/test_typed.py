@@ -339,7 +339,7 @@ def command(swarm: sk.LocalSwarm, folder: Path, words: str) -> int:
 
 @pytest.mark.slow
 def test_the_command_line_keeps_the_booleans_of_rows_that_it_does_not_ask(echo: sk.LocalSwarm, tmp_path: Path) -> None:
-    (tmp_path / "in.csv").write_text('q,response,response_ok\nrow 0,,\nrow 1,"{""ok"": true}",True\n')
+    (tmp_path / "in.csv").write_text('q,response,response_error,response_ok\nrow 0,,,\nrow 1,"{""ok"": true}",,True\n')
     assert command(echo, tmp_path, "in.csv -o out.csv --limit 1 --schema ok=bool") == 0
     assert pd.read_csv(tmp_path / "out.csv")["response_ok"].notna().all()
 

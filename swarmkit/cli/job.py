@@ -171,11 +171,11 @@ class Job:
                 f"{plural(written, 'row')}, {causes.count:,} {'unfinished or failed' if ended else 'failed'}, "
                 f"{apart}{seconds(stats.time_s)}, {speed}, {plural(stats.requests, 'request')}\nwritten to {where}"
             )
-        if quiet and not (ended or problem):
-            return
-        if stats.deadline:
+        if stats.deadline:  # it ends early, too
             kept = "the store has what is done" if getattr(self.args, "store", None) else _ASKED_AGAIN
             say(f"{stats.left('row' if self.completable is not None else 'merge')}: run the same command again, {kept}")
+        if quiet and not (ended or problem):
+            return
         for line in () if self.batch_file else stats.cuts():
             say(line)
         if causes.count and not ended:
