@@ -17,7 +17,8 @@ import swarmkit as sk
 
 ROWS = 400
 ENDPOINTS, IN_FLIGHT, SIZE = 4, 2, 10
-HELD = ENDPOINTS * IN_FLIGHT * SIZE  # rows in flight, at most
+# Rows in flight, at most, and a request an endpoint whose rows are on their way to the file while the next one is sent.
+HELD = ENDPOINTS * (IN_FLIGHT + 1) * SIZE
 
 
 def kills(times: int, rng: random.Random) -> None:
