@@ -115,7 +115,7 @@ def test_pick_probe_filter_tick(lab: Any, shots: Path) -> None:
         expect(area).to_contain_text("2 of 46 endpoints selected")
         assert [box.is_checked() for box in area.locator("input[type=checkbox]").all()][:4] == [
             False,
-            True,
+            False,
             False,
             True,
         ]
