@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from test_cli import ASK, GENES, KEY, environment, hostfile, run, to
+from test_cli import ASK, GENES, KEY, environment, hostfile, run, table, to
 
 import swarmkit as sk
 from swarmkit.cli.formats import has_quoted_fields
-from swarmkit.cli.harmless import TerminalFile, cell, restored, secured
+from swarmkit.cli.harmless import TerminalFile, answers_of, cell, restored, secured
 from swarmkit.cli.parser import parser
 
 pytestmark = pytest.mark.slow
@@ -184,7 +184,7 @@ HOSTILE = ["=cmd|' /C calc'!A0", "@SUM(1)", "- a list", "+1-1", "\t=1", "\n=1+1"
 
 def test_what_servers_say_is_no_formula_and_comes_back_as_it_was():
     frame = pd.DataFrame({"t": ["=mine"] * len(HOSTILE), "response": HOSTILE, "response_error": None})
-    safe, count = secured(frame)
+    safe, count = secured(frame, answers_of("response"))
     assert safe["t"].tolist() == ["=mine"] * len(HOSTILE), "what is the user's own stays"
     texts = [value for value in safe["response"] if isinstance(value, str)]
     for text in texts:
@@ -192,7 +192,7 @@ def test_what_servers_say_is_no_formula_and_comes_back_as_it_was():
         number = text.replace("-", "+", 1).removeprefix("+").replace("e", "").replace(".", "").isdigit()
         assert number or not text.strip().startswith(("=", "+", "-", "@")), text
     assert count == 9
-    back = restored(safe)["response"].tolist()
+    back = restored(safe, answers_of("response"))["response"].tolist()
     same = [a == b for a, b in zip(back, HOSTILE, strict=True) if b is not None and not {"\x1b", "\x07"} & {*b}]
     assert all(same)
     assert cell("=1") == "'=1"
@@ -214,6 +214,31 @@ def test_answers_are_secured_in_csv_and_read_back_by_the_next_command(host, tmp_
     assert "formula" not in done.stderr
     done = run("tree-reduce", out, "--column", "response", "--prompt", "{responses}", "-o", top, *to(host))
     assert lines(top.read_text())[0]["response"] == "echo: " + "\n---\n".join(map(str, HOSTILE[:3]))
+
+
+def test_columns_of_the_user_pass_unchanged(host, tmp_path):
+    source, out, tree, merged = (tmp_path / name for name in ("in.csv", "out.csv", "tree.csv", "merged.csv"))
+    own = [["k", "pKa", "pKa_error", "pKa_method", "response", "error"], ["'-a", "-x", "+/-0.2", "- none", "'=1", "-e"],
+           ["'-a", "'-x", "@home", "'=2", "=3", "'+e"]]  # fmt: skip
+    source.write_text("".join(",".join(row) + "\n" for row in own))
+    ask = ["scatter", source, "--prompt", "{pKa} {response}", "--assistant-prefix", "=", "--out", "new", *to(host)]
+    done = run(*ask, "-o", out)
+    assert done.returncode == 0, done.stderr
+    got = table(out)
+    assert got[own[0]].to_numpy().tolist() == own[1:]
+    assert got["new"].str.startswith("'=").all(), "the answers of the call are secured"
+    assert [text.endswith(asked) for text, asked in zip(got["new"], ("-x '=1", "'-x =3"), strict=True)] == [True, True]
+    done = run("tree-reduce", source, "--column", "pKa", "--by", "k", "--by", "pKa_method", "--trace",
+               "--prompt", "{responses}", "-o", tree, *to(host))  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    nodes = table(tree)
+    assert nodes[["k", "pKa_method"]].to_numpy().tolist() == [["'-a", "'=2"], ["'-a", "- none"]]
+    assert nodes["response"].tolist() == ["''-x", "'-x"], "the nodes of a tree are secured"
+    done = run(
+        "tree-reduce", source, "--column", "pKa", "--by", "k", "--prompt", "{responses}", "-o", merged, *to(host)
+    )
+    assert done.returncode == 0, done.stderr
+    assert table(merged)["k"].tolist() == ["'-a"]
 
 
 def test_a_terminal_is_not_controlled_by_what_is_printed():

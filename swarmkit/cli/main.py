@@ -171,11 +171,12 @@ def _verb_options(args: argparse.Namespace, params: dict[str, Any]) -> dict[str,
 
 
 def _examples(args: argparse.Namespace) -> pd.DataFrame:
+    from .harmless import answers_of
     from .job import how_read
     from .output import Output
     from .source import find_files, numbers, scan
 
-    how = how_read(args)._replace(form=None)
+    how = how_read(args)._replace(form=None, answers=answers_of(getattr(args, "out", "response")))
     return numbers(scan(find_files([args.examples]), Output(None, "csv"), reading=how).read(), args.prompt)
 
 

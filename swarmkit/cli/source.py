@@ -13,6 +13,7 @@ import glob
 import itertools
 import json
 import math
+import re
 import shutil
 import sys
 import tempfile
@@ -53,12 +54,15 @@ class Reading(NamedTuple):
         The format of all files; None goes by their suffixes.
     raw : bool
         Whether answers in CSV and TSV files are as they were, without what `harmless` adds to them.
+    answers : re.Pattern or None
+        The names of the columns of answers; others are the user's, and read as they are.
     """
 
     na: Sequence[str] = ()
     sep: str = ","
     form: str | None = None
     raw: bool = False
+    answers: re.Pattern[str] | None = None
 
     def format_of(self, file: Path) -> str:
         """The format of a file."""
@@ -273,7 +277,7 @@ def _text_parts(file: Path, rows: int, reading: Reading) -> Iterator[pd.DataFram
         for part in parts:
             if not isinstance(part.index, pd.RangeIndex):
                 raise ValueError("its rows have more fields than its header")
-            yield part if reading.raw else restored(part)
+            yield part if reading.raw else restored(part, reading.answers)
 
 
 def _jsonl_parts(file: Path, rows: int, reading: Reading) -> Iterator[pd.DataFrame]:
