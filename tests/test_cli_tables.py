@@ -287,6 +287,15 @@ def test_a_preview_shows_whole_prompts_and_those_that_are_not_sent(host, tmp_pat
     assert "not shown" not in done.stdout
 
 
+def test_a_preview_of_a_server_that_does_not_count_tokens(tmp_path):
+    (tmp_path / "in.csv").write_text("t\na\n")
+    with sk.local(1, engine="echo", tokenize=False, token=KEY) as swarm:
+        done = run("preview", tmp_path / "in.csv", "--prompt", "Ask {t}", *to(hostfile(tmp_path / "h", swarm)))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("--- row 0\n")
+    assert "Ask a" in done.stdout
+
+
 def test_an_estimate_is_text_or_json(host, tmp_path):
     source = tmp_path / "in.csv"
     pd.DataFrame({"t": range(200)}).to_csv(source, index=False)

@@ -403,6 +403,8 @@ def _table(args: argparse.Namespace) -> pd.DataFrame:
 def _preview(args: argparse.Namespace) -> int:
     params, api_key = _pairs(args.param, "--param"), _api_key(args)
     df = _table(args)
+    import pandas as pd
+
     from ..frames.verbs import preview  # slow to import, as above
 
     options = {**_verb_options(args, params), **_model_column(args, df)}
@@ -411,7 +413,7 @@ def _preview(args: argparse.Namespace) -> int:
         if isinstance(error, str):
             print(visible(f"--- row {row}: not sent, {error}"))
         else:
-            print(visible(f"--- row {row}" + ("" if tokens != tokens or tokens is None else f", {tokens:,} tokens")))
+            print(visible(f"--- row {row}" + ("" if pd.isna(tokens) else f", {tokens:,} tokens")))
             print(visible(sent))
     return Exit.ROWS_FAILED if found["error"].notna().any() else Exit.OK
 
