@@ -312,6 +312,22 @@ def test_an_estimate_is_text_or_json(host, tmp_path):
 # ---- ways and words ------------------------------
 
 
+def test_advice_is_what_the_command_line_has(host, tmp_path):
+    own, keys = tmp_path / "own.csv", tmp_path / "keys.csv"
+    own.write_text("gene,response\nlacZ,mine\n")
+    keys.write_text("k,t\n,a\nb,c\nb,d\n")
+    for prompt in ("{gene}", "{response}"):
+        done = run("scatter", own, "--prompt", prompt, "-o", tmp_path / "o.csv", *to(host))
+        assert done.returncode == 2
+        assert "give the answers another name, --out NAME" in done.stderr
+        assert "overwrite=" not in done.stderr
+        done = run("estimate", own, "--prompt", prompt, "--max-tokens", 9, "--quiet", *to(host))
+        assert (done.returncode, done.stderr) == (0, "")
+    done = run("tree-reduce", keys, "--column", "t", "--by", "k", "--prompt", "M {responses}", "-o", "-", *to(host))
+    assert done.returncode == 0, done.stderr
+    assert "warning: 1 row without the key 'k', in no group\n" in done.stderr
+
+
 def test_quiet_is_quiet(host, tmp_path):
     first, second = tmp_path / "a.csv", tmp_path / "b.csv"
     first.write_text("t;u\na\n")

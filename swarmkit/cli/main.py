@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _drop_stdout()
         return Exit.OK
     except CallerError as exc:
-        say(f"swarmkit {args.command}: {exc}")
+        say(f"swarmkit {args.command}: {_advice(str(exc))}")
         return Exit.USAGE
     except SwarmError as exc:
         say(f"swarmkit {args.command}: {exc}")
@@ -100,7 +100,13 @@ def _no_warning(*_: Any, **__: Any) -> None:
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    say(f"warning: {message}")
+    say(f"warning: {_advice(str(message))}")
+
+
+def _advice(text: str) -> str:
+    """A message of a verb, without what it advises to Python only: ``--overwrite`` is about the file."""
+    text = text.replace(", or say overwrite=True", "").replace(": dropna=False makes a group of missing keys", "")
+    return text.replace("name, out=...", "name, --out NAME")
 
 
 # ---- what commands share ------------------------------
@@ -425,6 +431,7 @@ def _estimate(args: argparse.Namespace) -> int:
 
     options = {**_verb_options(args, params), **_model_column(args, df)}
     own = {name: getattr(args, name) for name in ("n", "sample", "price", "slots")}
+    own["overwrite"] = True  # it writes nothing
     try:
         found = estimate(df, args.prompt, pool=_connect(args, api_key), **own, **options)
     except ScatterError as exc:
