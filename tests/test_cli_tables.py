@@ -66,12 +66,12 @@ def test_a_pipe_is_known_by_how_it_begins(form, host, tmp_path):
 
 
 def test_what_is_wrong_with_a_pipe_is_said(host, tmp_path):
-    table = tmp_path / "t.csv"
-    GENES.to_csv(table, index=False)
+    source = tmp_path / "t.csv"
+    GENES.to_csv(source, index=False)
     empty = run("scatter", "-", "--prompt", ASK, *to(host))
     assert (empty.returncode, empty.stdout) == (2, "")
     assert "the standard input is empty" in empty.stderr
-    done = run("scatter", "-", "--prompt", ASK, "--in-place", *to(host), stdin=table)
+    done = run("scatter", "-", "--prompt", ASK, "--in-place", *to(host), stdin=source)
     assert done.returncode == 2
     assert "the standard input cannot be replaced" in done.stderr
 
@@ -98,6 +98,24 @@ def test_json_arrays_are_read_and_written(host, tmp_path):
     assert "--input-format json" in done.stderr
     done = run("scatter", named, "--prompt", "{t}", "-o", none, "--input-format", "json", *to(host))
     assert json.loads(none.read_text()) == [{"t": "a", "response": "echo: a", "response_error": None}], done.stderr
+
+
+def test_json_in_a_folder_is_no_table_of_it(host, tmp_path):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (folder / "meta.json").write_text('[{"licence": "CC0"}]')
+    (folder / "schema.json").write_text('{"type": "object"}')
+    words = ["--prompt", "{t}", "-o", "-", *to(host)]
+    done = run("scatter", folder, *words)
+    assert done.returncode == 2
+    assert ".json files are read where they are named themselves" in done.stderr
+    (folder / "a.csv").write_text("t\nx\n")
+    done = run("scatter", folder, *words)
+    assert (done.returncode, table(done.stdout)["t"].tolist()) == (0, ["x"])
+    assert "do not share" not in done.stderr
+    (folder / "b.json").write_text('[{"t": "y"}]')
+    done = run("scatter", folder, folder / "b.json", *words)
+    assert (done.returncode, table(done.stdout)["t"].tolist()) == (0, ["x", "y"])
 
 
 def test_a_compressed_file_that_is_cut_is_an_error(host, tmp_path):

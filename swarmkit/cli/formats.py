@@ -15,7 +15,7 @@ from typing import IO, Any
 
 from ..errors import SettingError
 
-__all__ = ["KNOWN", "PACKED", "format_of", "has_quoted_fields", "is_table", "opened", "suffix_of"]
+__all__ = ["KNOWN", "PACKED", "format_of", "has_quoted_fields", "is_table_in_folder", "opened", "suffix_of"]
 
 SUFFIXES = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json",
             ".parquet": "parquet", ".pq": "parquet"}  # fmt: skip
@@ -58,9 +58,10 @@ def format_of(path: Path) -> str:
     return found
 
 
-def is_table(path: Path) -> bool:
-    """Whether a file has the suffix of a table."""
-    return _named(path) is not None
+def is_table_in_folder(path: Path) -> bool:
+    """Whether a file of a folder is one of its tables, by its suffix; .json is as often a schema, or what describes the
+    others."""
+    return _named(path) not in (None, "json")
 
 
 def _named(path: Path) -> str | None:
