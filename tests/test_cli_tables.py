@@ -182,6 +182,9 @@ def test_quotes_of_a_tsv_file_are_part_of_its_values(host, tmp_path):
         ('"a"\t"b"\n1\t"x"\n', True),  # as R writes it
         ('a\tb\n1\t"x\ty"\n', True),
         ('a\tb\n1\t"x ""y"""\n', True),
+        ('a\tb\n"Smith, J."\t5\n', True),  # as Excel writes it
+        ('a\tb\n"Smith, J." said\t5\n', False),
+        ('a\tb\nx, y\t"z"\n', False),
         ('a\tb\n1\t"two\nlines"\n', True),
         ('a\tb\n1\t"two\nli"nes"\n', False),
         ('a\tb\n1\t"never closed\n2\tx\n', False),

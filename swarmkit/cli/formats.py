@@ -101,7 +101,8 @@ def has_quoted_fields(file: Path) -> bool:
     r"""Whether quotes in a TSV file enclose fields; otherwise they are part of the values, and to be kept.
 
     Fields are enclosed where the header's are, or where all quotes at the beginning of a field have their match at its
-    end, and one of these fields has a tab, a line break or a doubled quote: what had to be enclosed.
+    end, and one of these fields has what is enclosed by programs: a tab, a line break, a doubled quote, or a comma (by
+    Excel).
     """
     inside = needed = False
     with opened(file) as lines:
@@ -113,7 +114,7 @@ def has_quoted_fields(file: Path) -> bool:
                     continue
                 place += not inside
                 if (found := _TO_QUOTE.match(line, place)) is not None:
-                    needed |= inside or number == 0 or '""' in found[1] or "\t" in found[1]
+                    needed |= inside or number == 0 or any(part in found[1] for part in ('""', "\t", ","))
                     place, inside = found.end() + 1, False
                 elif _INSIDE.fullmatch(line, place):
                     place, inside = -1, True
