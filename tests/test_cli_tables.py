@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from test_cli import ASK, GENES, KEY, environment, hostfile, run, to
+from test_cli import ASK, GENES, KEY, environment, hostfile, run, table, to
 
 import swarmkit as sk
 from swarmkit.cli.formats import has_quoted_fields
-from swarmkit.cli.harmless import TerminalFile, cell, restored, secured
+from swarmkit.cli.harmless import TerminalFile, answers_of, cell, restored, secured
 from swarmkit.cli.parser import parser
 
 pytestmark = pytest.mark.slow
@@ -66,12 +66,12 @@ def test_a_pipe_is_known_by_how_it_begins(form, host, tmp_path):
 
 
 def test_what_is_wrong_with_a_pipe_is_said(host, tmp_path):
-    table = tmp_path / "t.csv"
-    GENES.to_csv(table, index=False)
+    source = tmp_path / "t.csv"
+    GENES.to_csv(source, index=False)
     empty = run("scatter", "-", "--prompt", ASK, *to(host))
     assert (empty.returncode, empty.stdout) == (2, "")
     assert "the standard input is empty" in empty.stderr
-    done = run("scatter", "-", "--prompt", ASK, "--in-place", *to(host), stdin=table)
+    done = run("scatter", "-", "--prompt", ASK, "--in-place", *to(host), stdin=source)
     assert done.returncode == 2
     assert "the standard input cannot be replaced" in done.stderr
 
@@ -98,6 +98,24 @@ def test_json_arrays_are_read_and_written(host, tmp_path):
     assert "--input-format json" in done.stderr
     done = run("scatter", named, "--prompt", "{t}", "-o", none, "--input-format", "json", *to(host))
     assert json.loads(none.read_text()) == [{"t": "a", "response": "echo: a", "response_error": None}], done.stderr
+
+
+def test_json_in_a_folder_is_no_table_of_it(host, tmp_path):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (folder / "meta.json").write_text('[{"licence": "CC0"}]')
+    (folder / "schema.json").write_text('{"type": "object"}')
+    words = ["--prompt", "{t}", "-o", "-", *to(host)]
+    done = run("scatter", folder, *words)
+    assert done.returncode == 2
+    assert ".json files are read where they are named themselves" in done.stderr
+    (folder / "a.csv").write_text("t\nx\n")
+    done = run("scatter", folder, *words)
+    assert (done.returncode, table(done.stdout)["t"].tolist()) == (0, ["x"])
+    assert "do not share" not in done.stderr
+    (folder / "b.json").write_text('[{"t": "y"}]')
+    done = run("scatter", folder, folder / "b.json", *words)
+    assert (done.returncode, table(done.stdout)["t"].tolist()) == (0, ["x", "y"])
 
 
 def test_a_compressed_file_that_is_cut_is_an_error(host, tmp_path):
@@ -164,6 +182,9 @@ def test_quotes_of_a_tsv_file_are_part_of_its_values(host, tmp_path):
         ('"a"\t"b"\n1\t"x"\n', True),  # as R writes it
         ('a\tb\n1\t"x\ty"\n', True),
         ('a\tb\n1\t"x ""y"""\n', True),
+        ('a\tb\n"Smith, J."\t5\n', True),  # as Excel writes it
+        ('a\tb\n"Smith, J." said\t5\n', False),
+        ('a\tb\nx, y\t"z"\n', False),
         ('a\tb\n1\t"two\nlines"\n', True),
         ('a\tb\n1\t"two\nli"nes"\n', False),
         ('a\tb\n1\t"never closed\n2\tx\n', False),
@@ -184,7 +205,7 @@ HOSTILE = ["=cmd|' /C calc'!A0", "@SUM(1)", "- a list", "+1-1", "\t=1", "\n=1+1"
 
 def test_what_servers_say_is_no_formula_and_comes_back_as_it_was():
     frame = pd.DataFrame({"t": ["=mine"] * len(HOSTILE), "response": HOSTILE, "response_error": None})
-    safe, count = secured(frame)
+    safe, count = secured(frame, answers_of("response"))
     assert safe["t"].tolist() == ["=mine"] * len(HOSTILE), "what is the user's own stays"
     texts = [value for value in safe["response"] if isinstance(value, str)]
     for text in texts:
@@ -192,7 +213,7 @@ def test_what_servers_say_is_no_formula_and_comes_back_as_it_was():
         number = text.replace("-", "+", 1).removeprefix("+").replace("e", "").replace(".", "").isdigit()
         assert number or not text.strip().startswith(("=", "+", "-", "@")), text
     assert count == 9
-    back = restored(safe)["response"].tolist()
+    back = restored(safe, answers_of("response"))["response"].tolist()
     same = [a == b for a, b in zip(back, HOSTILE, strict=True) if b is not None and not {"\x1b", "\x07"} & {*b}]
     assert all(same)
     assert cell("=1") == "'=1"
@@ -214,6 +235,31 @@ def test_answers_are_secured_in_csv_and_read_back_by_the_next_command(host, tmp_
     assert "formula" not in done.stderr
     done = run("tree-reduce", out, "--column", "response", "--prompt", "{responses}", "-o", top, *to(host))
     assert lines(top.read_text())[0]["response"] == "echo: " + "\n---\n".join(map(str, HOSTILE[:3]))
+
+
+def test_columns_of_the_user_pass_unchanged(host, tmp_path):
+    source, out, tree, merged = (tmp_path / name for name in ("in.csv", "out.csv", "tree.csv", "merged.csv"))
+    own = [["k", "pKa", "pKa_error", "pKa_method", "response", "error"], ["'-a", "-x", "+/-0.2", "- none", "'=1", "-e"],
+           ["'-a", "'-x", "@home", "'=2", "=3", "'+e"]]  # fmt: skip
+    source.write_text("".join(",".join(row) + "\n" for row in own))
+    ask = ["scatter", source, "--prompt", "{pKa} {response}", "--assistant-prefix", "=", "--out", "new", *to(host)]
+    done = run(*ask, "-o", out)
+    assert done.returncode == 0, done.stderr
+    got = table(out)
+    assert got[own[0]].to_numpy().tolist() == own[1:]
+    assert got["new"].str.startswith("'=").all(), "the answers of the call are secured"
+    assert [text.endswith(asked) for text, asked in zip(got["new"], ("-x '=1", "'-x =3"), strict=True)] == [True, True]
+    done = run("tree-reduce", source, "--column", "pKa", "--by", "k", "--by", "pKa_method", "--trace",
+               "--prompt", "{responses}", "-o", tree, *to(host))  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    nodes = table(tree)
+    assert nodes[["k", "pKa_method"]].to_numpy().tolist() == [["'-a", "'=2"], ["'-a", "- none"]]
+    assert nodes["response"].tolist() == ["''-x", "'-x"], "the nodes of a tree are secured"
+    done = run(
+        "tree-reduce", source, "--column", "pKa", "--by", "k", "--prompt", "{responses}", "-o", merged, *to(host)
+    )
+    assert done.returncode == 0, done.stderr
+    assert table(merged)["k"].tolist() == ["'-a"]
 
 
 def test_a_terminal_is_not_controlled_by_what_is_printed():
@@ -262,6 +308,15 @@ def test_a_preview_shows_whole_prompts_and_those_that_are_not_sent(host, tmp_pat
     assert "not shown" not in done.stdout
 
 
+def test_a_preview_of_a_server_that_does_not_count_tokens(tmp_path):
+    (tmp_path / "in.csv").write_text("t\na\n")
+    with sk.local(1, engine="echo", tokenize=False, token=KEY) as swarm:
+        done = run("preview", tmp_path / "in.csv", "--prompt", "Ask {t}", *to(hostfile(tmp_path / "h", swarm)))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("--- row 0\n")
+    assert "Ask a" in done.stdout
+
+
 def test_an_estimate_is_text_or_json(host, tmp_path):
     source = tmp_path / "in.csv"
     pd.DataFrame({"t": range(200)}).to_csv(source, index=False)
@@ -276,6 +331,22 @@ def test_an_estimate_is_text_or_json(host, tmp_path):
 
 
 # ---- ways and words ------------------------------
+
+
+def test_advice_is_what_the_command_line_has(host, tmp_path):
+    own, keys = tmp_path / "own.csv", tmp_path / "keys.csv"
+    own.write_text("gene,response\nlacZ,mine\n")
+    keys.write_text("k,t\n,a\nb,c\nb,d\n")
+    for prompt in ("{gene}", "{response}"):
+        done = run("scatter", own, "--prompt", prompt, "-o", tmp_path / "o.csv", *to(host))
+        assert done.returncode == 2
+        assert "give the answers another name, --out NAME" in done.stderr
+        assert "overwrite=" not in done.stderr
+        done = run("estimate", own, "--prompt", prompt, "--max-tokens", 9, "--quiet", *to(host))
+        assert (done.returncode, done.stderr) == (0, "")
+    done = run("tree-reduce", keys, "--column", "t", "--by", "k", "--prompt", "M {responses}", "-o", "-", *to(host))
+    assert done.returncode == 0, done.stderr
+    assert "warning: 1 row without the key 'k', in no group\n" in done.stderr
 
 
 def test_quiet_is_quiet(host, tmp_path):

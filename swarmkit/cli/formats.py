@@ -15,7 +15,7 @@ from typing import IO, Any
 
 from ..errors import SettingError
 
-__all__ = ["KNOWN", "PACKED", "format_of", "has_quoted_fields", "is_table", "opened", "suffix_of"]
+__all__ = ["KNOWN", "PACKED", "format_of", "has_quoted_fields", "is_table_in_folder", "opened", "suffix_of"]
 
 SUFFIXES = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json",
             ".parquet": "parquet", ".pq": "parquet"}  # fmt: skip
@@ -58,9 +58,10 @@ def format_of(path: Path) -> str:
     return found
 
 
-def is_table(path: Path) -> bool:
-    """Whether a file has the suffix of a table."""
-    return _named(path) is not None
+def is_table_in_folder(path: Path) -> bool:
+    """Whether a file of a folder is one of its tables, by its suffix; .json is as often a schema, or what describes the
+    others."""
+    return _named(path) not in (None, "json")
 
 
 def _named(path: Path) -> str | None:
@@ -100,7 +101,8 @@ def has_quoted_fields(file: Path) -> bool:
     r"""Whether quotes in a TSV file enclose fields; otherwise they are part of the values, and to be kept.
 
     Fields are enclosed where the header's are, or where all quotes at the beginning of a field have their match at its
-    end, and one of these fields has a tab, a line break or a doubled quote: what had to be enclosed.
+    end, and one of these fields has what is enclosed by programs: a tab, a line break, a doubled quote, or a comma (by
+    Excel).
     """
     inside = needed = False
     with opened(file) as lines:
@@ -112,7 +114,7 @@ def has_quoted_fields(file: Path) -> bool:
                     continue
                 place += not inside
                 if (found := _TO_QUOTE.match(line, place)) is not None:
-                    needed |= inside or number == 0 or '""' in found[1] or "\t" in found[1]
+                    needed |= inside or number == 0 or any(part in found[1] for part in ('""', "\t", ","))
                     place, inside = found.end() + 1, False
                 elif _INSIDE.fullmatch(line, place):
                     place, inside = -1, True

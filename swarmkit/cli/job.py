@@ -18,6 +18,7 @@ from ..runs.failure_summary import FailureSummary
 from ..runs.run import last_run
 from ..runs.stats import RunStats
 from ..text import plural
+from .harmless import OF_TREES, answers_of
 from .output import plan_output
 from .parser import Exit
 from .source import Reading, find_files, scan
@@ -39,7 +40,8 @@ def inputs_of(args: argparse.Namespace) -> list[Path]:
 
 def how_read(args: argparse.Namespace) -> Reading:
     """How tables are read, by the options."""
-    return Reading(args.na, args.sep, args.input_format, args.raw)
+    answers = answers_of(args.out) if "out" in args else None  # without it none of the columns is the command's own
+    return Reading(args.na, args.sep, args.input_format, args.raw, answers)
 
 
 class Job:
@@ -67,9 +69,11 @@ class Job:
             stdout="csv" if form == "parquet" else form, overwrite=args.overwrite,
             in_place=in_place, stored=bool(getattr(args, "store", None)), form=args.input_format,
         )  # fmt: skip
-        self.output = replace(output, sep=args.sep, raw=args.raw)
+        reading = how_read(args)
+        answers = OF_TREES if getattr(args, "trace", False) else reading.answers
+        self.output = replace(output, sep=args.sep, raw=args.raw, answers=answers)
         limit = None if keeps_rows else args.limit
-        self.source: Any = source(files) if source else scan(files, self.output, limit, how_read(args))
+        self.source: Any = source(files) if source else scan(files, self.output, limit, reading)
         for note in () if args.quiet else self.source.notes:
             say(f"warning: {note}")
 

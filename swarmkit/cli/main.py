@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _drop_stdout()
         return Exit.OK
     except CallerError as exc:
-        say(f"swarmkit {args.command}: {exc}")
+        say(f"swarmkit {args.command}: {_advice(str(exc))}")
         return Exit.USAGE
     except SwarmError as exc:
         say(f"swarmkit {args.command}: {exc}")
@@ -100,7 +100,13 @@ def _no_warning(*_: Any, **__: Any) -> None:
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    say(f"warning: {message}")
+    say(f"warning: {_advice(str(message))}")
+
+
+def _advice(text: str) -> str:
+    """A message of a verb, without what it advises to Python only: ``--overwrite`` is about the file."""
+    text = text.replace(", or say overwrite=True", "").replace(": dropna=False makes a group of missing keys", "")
+    return text.replace("name, out=...", "name, --out NAME")
 
 
 # ---- what commands share ------------------------------
@@ -171,11 +177,12 @@ def _verb_options(args: argparse.Namespace, params: dict[str, Any]) -> dict[str,
 
 
 def _examples(args: argparse.Namespace) -> pd.DataFrame:
+    from .harmless import answers_of
     from .job import how_read
     from .output import Output
     from .source import find_files, numbers, scan
 
-    how = how_read(args)._replace(form=None)
+    how = how_read(args)._replace(form=None, answers=answers_of(getattr(args, "out", "response")))
     return numbers(scan(find_files([args.examples]), Output(None, "csv"), reading=how).read(), args.prompt)
 
 
@@ -402,6 +409,8 @@ def _table(args: argparse.Namespace) -> pd.DataFrame:
 def _preview(args: argparse.Namespace) -> int:
     params, api_key = _pairs(args.param, "--param"), _api_key(args)
     df = _table(args)
+    import pandas as pd
+
     from ..frames.verbs import preview  # slow to import, as above
 
     options = {**_verb_options(args, params), **_model_column(args, df)}
@@ -410,7 +419,7 @@ def _preview(args: argparse.Namespace) -> int:
         if isinstance(error, str):
             print(visible(f"--- row {row}: not sent, {error}"))
         else:
-            print(visible(f"--- row {row}" + ("" if tokens != tokens or tokens is None else f", {tokens:,} tokens")))
+            print(visible(f"--- row {row}" + ("" if pd.isna(tokens) else f", {tokens:,} tokens")))
             print(visible(sent))
     return Exit.ROWS_FAILED if found["error"].notna().any() else Exit.OK
 
@@ -422,6 +431,7 @@ def _estimate(args: argparse.Namespace) -> int:
 
     options = {**_verb_options(args, params), **_model_column(args, df)}
     own = {name: getattr(args, name) for name in ("n", "sample", "price", "slots")}
+    own["overwrite"] = True  # it writes nothing
     try:
         found = estimate(df, args.prompt, pool=_connect(args, api_key), **own, **options)
     except ScatterError as exc:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,8 @@ class Output:
         What separates the columns of a CSV file.
     raw : bool
         Whether answers are written as they are, also where they act on spreadsheets or terminals, see `harmless`.
+    answers : re.Pattern or None
+        The names of the columns of this command's answers; others are the user's, and written as they are.
     """
 
     path: Path | None
@@ -36,6 +39,7 @@ class Output:
     stamp: tuple[int, ...] | None = None
     sep: str = ","
     raw: bool = False
+    answers: re.Pattern[str] | None = None
 
     @property
     def part(self) -> Path | None:

@@ -119,7 +119,7 @@ def _add_input_options(parser: argparse.ArgumentParser) -> Any:
     parser.add_argument(
         "inputs", metavar="INPUT", nargs="+",
         help="files, folders or globs of .csv, .tsv, .jsonl, .json (an array), each also .gz, .bz2, .xz or .zst, or "
-        "of .parquet; - is the standard input",
+        "of .parquet; .json files in a folder are left out; - is the standard input",
     )  # fmt: skip
     group = parser.add_argument_group("tables")
     group.add_argument("--input-format", metavar="F", choices=FORMATS,

@@ -13,6 +13,7 @@ import glob
 import itertools
 import json
 import math
+import re
 import shutil
 import sys
 import tempfile
@@ -25,7 +26,7 @@ import pandas as pd
 
 from ..errors import SettingError
 from ..frames.prompts import placeholders
-from .formats import KNOWN, PACKED, format_of, has_quoted_fields, is_table, opened, suffix_of
+from .formats import KNOWN, PACKED, format_of, has_quoted_fields, is_table_in_folder, opened, suffix_of
 from .harmless import restored
 from .output import Output
 from .terminal import say
@@ -53,12 +54,15 @@ class Reading(NamedTuple):
         The format of all files; None goes by their suffixes.
     raw : bool
         Whether answers in CSV and TSV files are as they were, without what `harmless` adds to them.
+    answers : re.Pattern or None
+        The names of the columns of answers; others are the user's, and read as they are.
     """
 
     na: Sequence[str] = ()
     sep: str = ","
     form: str | None = None
     raw: bool = False
+    answers: re.Pattern[str] | None = None
 
     def format_of(self, file: Path) -> str:
         """The format of a file."""
@@ -71,8 +75,8 @@ def find_files(inputs: Iterable[str], form: str | None = None) -> list[Path]:
     Parameters
     ----------
     inputs : iterable of str
-        A folder stands for the tables directly in it, a glob for its matches; both sorted by name. "-" is the standard
-        input, which is copied to a temporary file, since tables are read twice.
+        A folder stands for the tables directly in it, without .json files; a glob for its matches; both sorted by
+        name. "-" is the standard input, which is copied to a temporary file, since tables are read twice.
     form : str, optional
         Their format, where it does not go by their suffixes.
 
@@ -87,9 +91,13 @@ def find_files(inputs: Iterable[str], form: str | None = None) -> list[Path]:
         if text == "-":
             files = [_standard_input(form)]
         elif path.is_dir():
-            files = sorted(p for p in path.iterdir() if p.is_file() and not p.name.startswith(".") and is_table(p))
+            inside = (p for p in path.iterdir() if p.is_file() and not p.name.startswith("."))
+            files = sorted(filter(is_table_in_folder, inside))
             if not files:
-                raise SettingError(f"there is no table in the folder {text}; tables end in {KNOWN}")
+                raise SettingError(
+                    f"there is no table in the folder {text}; tables end in {KNOWN}; .json files are read where they "
+                    "are named themselves"
+                )
         elif path.is_file():
             files = [path]
         else:
@@ -273,7 +281,7 @@ def _text_parts(file: Path, rows: int, reading: Reading) -> Iterator[pd.DataFram
         for part in parts:
             if not isinstance(part.index, pd.RangeIndex):
                 raise ValueError("its rows have more fields than its header")
-            yield part if reading.raw else restored(part)
+            yield part if reading.raw else restored(part, reading.answers)
 
 
 def _jsonl_parts(file: Path, rows: int, reading: Reading) -> Iterator[pd.DataFrame]:

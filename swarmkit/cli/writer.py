@@ -96,7 +96,7 @@ class Writer:
         else:
             if self._format in ("csv", "tsv"):
                 if not self._output.raw:
-                    frame, changed = secured(frame)
+                    frame, changed = secured(frame, self._output.answers)
                     self.secured += changed
                 sep = "\t" if self._format == "tsv" else self._output.sep
                 _write_text(frame, self._file, sep, header=self._columns)
