@@ -269,6 +269,16 @@ def test_failed_rows_say_why_and_where(strict: sk.LocalSwarm) -> None:
     assert len(GENES[:2].swarm.scatter(ASK, pool=pool).swarm.failed()) == 0
 
 
+def test_the_newest_call_is_the_one_that_was_made_last(strict: sk.LocalSwarm) -> None:
+    pool = sk.connect(strict)
+    df = GENES.swarm.scatter(ASK, pool=pool, out="a").swarm.scatter("{gene}?", pool=pool, out="b")
+    df["b_error"] = None
+    df.loc[0, "a"] = None
+    newest = df.swarm.scatter(ASK, pool=pool, out="a", only_missing=True)
+    assert newest.swarm.failed().index.tolist() == [2]
+    assert "What does lacZ do?" in str(newest.swarm.show(0))
+
+
 # ---- trees ------------------------------
 
 

@@ -56,6 +56,7 @@ def noted(result: pd.DataFrame, source: pd.DataFrame, out: str, record: Mapping[
     record = {**record, "swarmkit": __version__}
     there = {name for name in earlier.get(out, {}).get("columns", ()) if label_of(source, name) in source.columns}
     columns = [*record["columns"], *sorted(there.difference(record["columns"]))]
+    earlier.pop(out, None)  # the newest call is the last
     result.attrs = {**source.attrs, _NAME: {**earlier, out: {**record, "columns": columns}}}
 
 
