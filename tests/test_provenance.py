@@ -109,6 +109,27 @@ def test_answers_that_the_prompt_reads_are_not_overwritten(pool: sk.VLLMPool) ->
     assert df.swarm.scatter("Shorten: {response}", out="short")["short"][0] == "echo: Shorten: " + df["response"][0]
 
 
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        lambda row: "Shorten: {response}".format(**row),
+        lambda row: f"Shorten: {dict(row)['response']}",
+        lambda row: "; ".join(f"{name}={value}" for name, value in row.items()),
+        lambda row: "; ".join(map(str, row.values())),
+        lambda row: "; ".join(str(row[name]) for name in row),
+        lambda row: json.dumps(row),
+        lambda row: f"Shorten: {row}",
+        lambda row: f"Shorten: {(row | {'gene': ''})['response']}",
+        lambda row: f"Shorten: {row.copy()['response']}",
+    ],
+    ids=["**", "dict", "items", "values", "iter", "json", "repr", "|", "copy"],
+)
+def test_a_function_may_read_all_columns_at_once(pool: sk.VLLMPool, prompt: Any) -> None:
+    df = GENES.swarm.scatter(ASK)
+    assert "'response', which the prompt reads" in refused(lambda: df.swarm.scatter(prompt))
+    assert df.swarm.scatter(prompt, out="b")["b"].notna().all()
+
+
 def test_a_column_of_ones_own_may_be_completed_or_given_up(pool: sk.VLLMPool) -> None:
     df = GENES.assign(response=["mine", None, None])
     completed = df.swarm.scatter(ASK, only_missing=True)
