@@ -358,6 +358,21 @@ def test_a_series_has_its_name(pool: sk.VLLMPool) -> None:
         assert series.rename(name).swarm.scatter("{value}").columns[0] == "value"
 
 
+def test_a_series_of_answers_is_asked_on(pool: sk.VLLMPool) -> None:
+    df = GENES.swarm.scatter(ASK)
+    for prompt in ("Shorten: {value}", "Shorten: {response}", lambda row: f"Shorten: {row.response}"):
+        answers = df["response"].swarm.scatter(prompt)
+        assert answers.columns.tolist() == ["value", "response", "response_error"]
+        assert answers["response"][0] == "echo: Shorten: echo: What does lacZ do?"
+    series = pd.Series(["x", "y"], name="label")
+    assert series.swarm.classify("{value}", ["a", "b"]).columns.tolist()[:2] == ["value", "label"]
+    assert "label" in series.swarm.scatter("{value}", out="b")
+    assert "'label'" in refused(lambda: series.to_frame().swarm.classify("{label}", ["a", "b"]))
+    steps = series.swarm.pipeline([sk.Step("label", "{value}?"), sk.Step("b", "{label} {value}")])
+    assert steps["b"][0] == "echo: echo: x? x"
+    assert df["response"].swarm.tree_reduce("Merge {responses}")["n_leaves"].tolist() == [3]
+
+
 @pytest.mark.parametrize(
     "template", ['{"t": {"a": 1}} {t}', "{} {t}", '{"a.b": 1} {t}', '{"t": "{t}"}', "{t} }", "{t!r}"]
 )
