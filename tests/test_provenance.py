@@ -145,6 +145,29 @@ def test_a_column_beside_known_answers_that_someone_else_made_stays(pool: sk.VLL
     assert "'response_n'" in refused(lambda: df.swarm.scatter(ASK, schema={"n": int}, schema_retries=0))
 
 
+@pytest.mark.parametrize(
+    "lose",
+    [
+        lambda df, tmp: pd.read_csv((df.to_csv(tmp / "a.csv", index=False), tmp / "a.csv")[1]),
+        lambda df, tmp: pd.concat([df[:2], df[2:].set_axis([2]).assign(response=None)]),
+    ],
+    ids=["csv", "concat"],
+)
+def test_fields_without_a_prefix_may_be_completed_where_pandas_has_lost_the_record(
+    pool: sk.VLLMPool, tmp_path: Path, lose: Any
+) -> None:
+    typed: dict[str, Any] = {"schema": {"tone": ["pos", "neg"]}, "prefix": False}
+    df = GENES.swarm.scatter(ASK, **typed)
+    df.loc[2, ["response", "tone"]] = None
+    df = lose(df, tmp_path)
+    df.attrs.clear()
+    answers = df.swarm.scatter(ASK, only_missing=True, **typed)
+    assert answers["tone"].notna().all()
+    assert list(answers.columns) == list(df.columns)
+    mine = GENES.swarm.scatter(ASK, prefix=False).assign(tone="mine")
+    assert "'tone'" in refused(lambda: mine.swarm.scatter(ASK, only_missing=True, schema_retries=0, **typed))
+
+
 # ---- the record ------------------------------
 
 

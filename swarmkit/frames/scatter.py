@@ -20,7 +20,7 @@ from .answers import DETAILS, TypedAnswers
 from .call import PreparedCall, Send, is_whole
 from .conversations import row_prompts
 from .prompts import PromptLike, check_frame, missing_in, read_by, refuse_containers, values_of
-from .provenance import circumstances, is_made, kept_from, label_of, noted, question
+from .provenance import circumstances, is_made, kept_from, label_of, noted, question, records
 from .row_models import sender
 from .typed import TEXT, text_column
 
@@ -108,6 +108,9 @@ class ScatterFrame:
         if not there:
             return
         read = read_by(self.df, prompt) | {given["messages"]}
+        # A field without the prefix has nothing in its name that shows whose it is: the call that completes it does.
+        lost = given["only_missing"] and self.out not in records(self.df)
+        fields = self.typed.names if lost and is_made(self.df, self.out, f"{self.out}_error") else []
         for name in there:
             if (label := self._label(name)) in read:
                 raise SettingError(
@@ -115,7 +118,7 @@ class ScatterFrame:
                     "name, out=..., or say overwrite=True"
                 )
             kept = given["only_missing"] and name == self.out  # but for what is missing
-            if not kept and not is_made(self.df, self.out, name):
+            if not kept and name not in fields and not is_made(self.df, self.out, name):
                 raise SettingError(
                     f"{self._cause(name)} would overwrite {label!r} of the frame, which swarmkit did not make: "
                     f"{self._remedy(name)}, or say overwrite=True"
