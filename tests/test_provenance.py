@@ -323,6 +323,19 @@ def test_the_newest_call_is_the_one_that_was_made_last(strict: sk.LocalSwarm) ->
     assert "What does lacZ do?" in str(newest.swarm.show(0))
 
 
+def test_a_page_without_the_prompt_says_so(pool: sk.VLLMPool) -> None:
+    df = GENES.swarm.scatter(ASK)
+    tree = df.swarm.tree_reduce("response", "Merge {responses}")
+    improved = df.swarm.scatter("Improve: {response}", overwrite=True)
+    for frame in (tree, df[["response", "response_error"]], improved):
+        page = str(frame.swarm.show(0))
+        assert "not known here: this frame does not have what was filled into the template" in page
+        assert str(frame["response"][0]).splitlines()[0] in page
+        assert page.count("Improve: echo") == (frame is improved), "only the answer"
+    with pytest.raises(sk.UnknownColumnError, match="genes"):
+        df.swarm.show(0, "{genes}")
+
+
 # ---- trees ------------------------------
 
 
