@@ -336,6 +336,16 @@ def test_a_page_without_the_prompt_says_so(pool: sk.VLLMPool) -> None:
         df.swarm.show(0, "{genes}")
 
 
+def test_frames_in_turn_do_not_say_how_many_answers_the_first_has_kept(pool: sk.VLLMPool) -> None:
+    df = pd.concat([GENES] * 2, ignore_index=True).swarm.scatter(ASK, temperature=0)
+    df.loc[3:, "response"] = None
+    parts = pd.concat(sk.iter_scatter(iter([df[:3], df[3:]]), ASK, temperature=1, only_missing=True))
+    assert "kept" not in parts.attrs["swarmkit"]["response"]
+    words = sk.methods(parts)
+    assert "3 answers" not in words
+    assert "Answers of an earlier call were kept. Earlier call: model echo" in words
+
+
 # ---- trees ------------------------------
 
 

@@ -66,6 +66,7 @@ class ScatterFrame:
         self.columns = Columns(len(df), n, self._logprobs and self._details)
         self.pending: list[int] | None = None
         self.label = "scatter"
+        self.is_part = False  # of the rows of a call, which have one record, so that pandas.concat keeps it
         self._kept = np.zeros(len(df), bool)
         self._adds: list[str] = []  # names of its columns
         self._record = {"prompt": None, **question(prompt, given["messages"])}
@@ -262,7 +263,8 @@ class ScatterFrame:
 
     def _provenance(self) -> dict[str, Any]:
         """The record of these answers."""
-        kept = kept_from(self.df, self.out, int(self._kept.sum()))
+        part = self.is_part and self.pending is not None
+        kept = kept_from(self.df, self.out, None if part else int(self._kept.sum()))
         if (call := self.source) is not None and "model" not in self._record:
             found = circumstances(call, self._by_row)
             if not found["model"]:  # no server has been asked yet
