@@ -202,16 +202,21 @@ class SeriesSwarm:
         name = self._series.name
         return name if isinstance(name, str) and name and not set(name) & set("{}:!.[]") else "value"
 
-    def _named(self, args: list[Any], options: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
-        """The arguments of a verb, with the Series' own name in place of ``value``."""
+    def _named(self, args: list[Any], options: dict[str, Any]) -> tuple[pd.DataFrame, list[Any], dict[str, Any]]:
+        """The frame and the arguments of a verb. The texts have the Series' own name, unless the answers have it, and
+        the prompt may use the other name, too."""
         from .frames.prompts import with_alias
 
-        if self._name == "value":
-            return args, options
-        options = dict(options)
-        for name in options.keys() & {"prompt", "messages", "steps", "examples"}:
-            options[name] = with_alias(options[name], "value", self._name)
-        return [with_alias(value, "value", self._name) for value in args[:1]] + args[1:], options
+        own, options = self._name, dict(options)
+        steps = options.get("steps", args[0] if args else None)
+        of_steps = [getattr(step, "name", None) for step in steps] if isinstance(steps, list | tuple) else []
+        name, alias = ("value", own) if own in (options.get("out"), *of_steps) else (own, "value")
+        frame = self._series.to_frame(name)
+        if name == alias or own in of_steps:
+            return frame, args, options
+        for option in options.keys() & {"prompt", "messages", "steps", "examples"}:
+            options[option] = with_alias(options[option], alias, name)
+        return frame, [with_alias(value, alias, name) for value in args[:1]] + args[1:], options
 
     def __repr__(self) -> str:
         return overview(self, f"a Series of {plural(len(self._df), 'value')}")

@@ -11,6 +11,7 @@ import os
 import sys
 import sysconfig
 import traceback
+from functools import partial
 from typing import Any, TypeVar
 
 __all__ = ["shortened", "trace_lines"]
@@ -52,5 +53,6 @@ def _own_lines(error: BaseException, shell: Any) -> list[str]:
 
 def shortened(error: E) -> E:
     """Let one error of Python's own, such as a TypeError or a KeyboardInterrupt, show as those of swarmkit do."""
-    error._render_traceback_ = lambda: trace_lines(error)  # type: ignore[attr-defined] # IPython looks for it
+    # IPython looks for this name. Unlike a lambda, a partial goes to other processes with the error.
+    error._render_traceback_ = partial(trace_lines, error)  # type: ignore[attr-defined]
     return error

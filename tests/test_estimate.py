@@ -104,6 +104,12 @@ def test_a_series_is_estimated_as_its_texts(pool):
     assert frame(10)["t"].swarm.estimate(sample=4, pool=pool, **QUIET).rows == 10
 
 
+def test_an_estimate_writes_nothing_so_no_column_is_in_its_way(pool):
+    df = frame(10).assign(response="mine")
+    assert df.swarm.estimate("t", sample=4, pool=pool, **QUIET).rows == 10
+    assert df["response"].tolist() == ["mine"] * 10
+
+
 def test_no_answer_is_no_estimate():
     with sk.local(1, engine="echo", max_model_len=64) as swarm, sk.connect(swarm, buffer=0) as pool:
         df = pd.DataFrame({"t": ["x" * 2_000] * 3})

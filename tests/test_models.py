@@ -207,6 +207,16 @@ def test_models_that_cannot_be_compared_are_refused(pool: sk.VLLMPool, models: A
         sk.compare_models(FRAME, "q", models, n=2)  # type: ignore[call-arg]
 
 
+def test_no_model_is_asked_where_a_name_of_another_is_taken(pool: sk.VLLMPool) -> None:
+    run = FRAME[:2].swarm.submit("q", model="echo")
+    run.result()
+    with pytest.raises(sk.SettingError, match="would overwrite 'response_sql' of the frame"):
+        sk.compare_models(FRAME[:2].assign(response_sql="mine"), "q", ["echo", "sql"])
+    assert sk.last_run() is run, "nothing was asked"
+    found = sk.compare_models(FRAME[:2].assign(response_sql="mine"), "q", ["echo", "sql"], overwrite=True)
+    assert found.frame["response_sql"].iloc[0].startswith("sql: ")
+
+
 def test_labels_are_asked_of_the_model_of_the_call(pool: sk.VLLMPool) -> None:
     labels = FRAME.swarm.classify("q", ["yes", "no"], model="myna")
     assert labels["label"].notna().all()

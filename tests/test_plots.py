@@ -564,6 +564,25 @@ def test_groups_stand_apart_under_their_names(traces: dict[str, pd.DataFrame]) -
     assert len(marks(ax)["result"]) == 2
 
 
+def test_a_group_without_a_key_has_a_name() -> None:
+    trace = groups(3, "organism {}")
+    trace["name"] = trace["name"].where(trace["group"] != 1)
+    trace.insert(1, 7, [1.5] * len(trace))
+    names = [t.get_text() for t in plots.tree(trace).get_xticklabels()]
+    assert names == ["organism 0, 1.5", "(missing), 1.5", "organism 2, 1.5"]
+
+
+@pytest.mark.parametrize("layout", ["constrained", None])
+def test_a_picture_may_be_part_of_a_part_of_a_figure(layout: Any) -> None:
+    figure = Figure(layout=layout)
+    one, two = figure.subfigures(1, 2)
+    inner = two.subfigures(2, 1)[0]
+    timeline = requests(("a", 0.0, 1.0, None), ("b", 0.1, 0.9, "server"))
+    assert plots.timeline(timeline, one.subplots()).get_title(loc="left")
+    assert plots.tree(groups(3, "organism {}"), inner.subplots()).get_title(loc="left")
+    figure.savefig(io.BytesIO())
+
+
 def test_the_names_of_many_groups_are_turned_or_stand_in_a_table() -> None:
     turned = plots.tree(groups(50, "organism {}")).get_xticklabels()
     assert [t.get_text() for t in turned] == [f"organism {i}" for i in range(50)]

@@ -109,6 +109,27 @@ def test_answers_that_the_prompt_reads_are_not_overwritten(pool: sk.VLLMPool) ->
     assert df.swarm.scatter("Shorten: {response}", out="short")["short"][0] == "echo: Shorten: " + df["response"][0]
 
 
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        lambda row: "Shorten: {response}".format(**row),
+        lambda row: f"Shorten: {dict(row)['response']}",
+        lambda row: "; ".join(f"{name}={value}" for name, value in row.items()),
+        lambda row: "; ".join(map(str, row.values())),
+        lambda row: "; ".join(str(row[name]) for name in row),
+        lambda row: json.dumps(row),
+        lambda row: f"Shorten: {row}",
+        lambda row: f"Shorten: {(row | {'gene': ''})['response']}",
+        lambda row: f"Shorten: {row.copy()['response']}",
+    ],
+    ids=["**", "dict", "items", "values", "iter", "json", "repr", "|", "copy"],
+)
+def test_a_function_may_read_all_columns_at_once(pool: sk.VLLMPool, prompt: Any) -> None:
+    df = GENES.swarm.scatter(ASK)
+    assert "'response', which the prompt reads" in refused(lambda: df.swarm.scatter(prompt))
+    assert df.swarm.scatter(prompt, out="b")["b"].notna().all()
+
+
 def test_a_column_of_ones_own_may_be_completed_or_given_up(pool: sk.VLLMPool) -> None:
     df = GENES.assign(response=["mine", None, None])
     completed = df.swarm.scatter(ASK, only_missing=True)
@@ -122,6 +143,29 @@ def test_a_column_beside_known_answers_that_someone_else_made_stays(pool: sk.VLL
     df = GENES.swarm.scatter(ASK)
     df["response_n"] = df["response"].str.len()
     assert "'response_n'" in refused(lambda: df.swarm.scatter(ASK, schema={"n": int}, schema_retries=0))
+
+
+@pytest.mark.parametrize(
+    "lose",
+    [
+        lambda df, tmp: pd.read_csv((df.to_csv(tmp / "a.csv", index=False), tmp / "a.csv")[1]),
+        lambda df, tmp: pd.concat([df[:2], df[2:].set_axis([2]).assign(response=None)]),
+    ],
+    ids=["csv", "concat"],
+)
+def test_fields_without_a_prefix_may_be_completed_where_pandas_has_lost_the_record(
+    pool: sk.VLLMPool, tmp_path: Path, lose: Any
+) -> None:
+    typed: dict[str, Any] = {"schema": {"tone": ["pos", "neg"]}, "prefix": False}
+    df = GENES.swarm.scatter(ASK, **typed)
+    df.loc[2, ["response", "tone"]] = None
+    df = lose(df, tmp_path)
+    df.attrs.clear()
+    answers = df.swarm.scatter(ASK, only_missing=True, **typed)
+    assert answers["tone"].notna().all()
+    assert list(answers.columns) == list(df.columns)
+    mine = GENES.swarm.scatter(ASK, prefix=False).assign(tone="mine")
+    assert "'tone'" in refused(lambda: mine.swarm.scatter(ASK, only_missing=True, schema_retries=0, **typed))
 
 
 # ---- the record ------------------------------
@@ -269,6 +313,39 @@ def test_failed_rows_say_why_and_where(strict: sk.LocalSwarm) -> None:
     assert len(GENES[:2].swarm.scatter(ASK, pool=pool).swarm.failed()) == 0
 
 
+def test_the_newest_call_is_the_one_that_was_made_last(strict: sk.LocalSwarm) -> None:
+    pool = sk.connect(strict)
+    df = GENES.swarm.scatter(ASK, pool=pool, out="a").swarm.scatter("{gene}?", pool=pool, out="b")
+    df["b_error"] = None
+    df.loc[0, "a"] = None
+    newest = df.swarm.scatter(ASK, pool=pool, out="a", only_missing=True)
+    assert newest.swarm.failed().index.tolist() == [2]
+    assert "What does lacZ do?" in str(newest.swarm.show(0))
+
+
+def test_a_page_without_the_prompt_says_so(pool: sk.VLLMPool) -> None:
+    df = GENES.swarm.scatter(ASK)
+    tree = df.swarm.tree_reduce("response", "Merge {responses}")
+    improved = df.swarm.scatter("Improve: {response}", overwrite=True)
+    for frame in (tree, df[["response", "response_error"]], improved):
+        page = str(frame.swarm.show(0))
+        assert "not known here: this frame does not have what was filled into the template" in page
+        assert str(frame["response"][0]).splitlines()[0] in page
+        assert page.count("Improve: echo") == (frame is improved), "only the answer"
+    with pytest.raises(sk.UnknownColumnError, match="genes"):
+        df.swarm.show(0, "{genes}")
+
+
+def test_frames_in_turn_do_not_say_how_many_answers_the_first_has_kept(pool: sk.VLLMPool) -> None:
+    df = pd.concat([GENES] * 2, ignore_index=True).swarm.scatter(ASK, temperature=0)
+    df.loc[3:, "response"] = None
+    parts = pd.concat(sk.iter_scatter(iter([df[:3], df[3:]]), ASK, temperature=1, only_missing=True))
+    assert "kept" not in parts.attrs["swarmkit"]["response"]
+    words = sk.methods(parts)
+    assert "3 answers" not in words
+    assert "Answers of an earlier call were kept. Earlier call: model echo" in words
+
+
 # ---- trees ------------------------------
 
 
@@ -325,6 +402,21 @@ def test_a_series_has_its_name(pool: sk.VLLMPool) -> None:
     assert "abstract" in series.swarm.pipeline([sk.Step("a", "{value}?"), sk.Step("b", "{a}", when="{value} == 'x'")])
     for name in (None, 3, "a{b", ""):
         assert series.rename(name).swarm.scatter("{value}").columns[0] == "value"
+
+
+def test_a_series_of_answers_is_asked_on(pool: sk.VLLMPool) -> None:
+    df = GENES.swarm.scatter(ASK)
+    for prompt in ("Shorten: {value}", "Shorten: {response}", lambda row: f"Shorten: {row.response}"):
+        answers = df["response"].swarm.scatter(prompt)
+        assert answers.columns.tolist() == ["value", "response", "response_error"]
+        assert answers["response"][0] == "echo: Shorten: echo: What does lacZ do?"
+    series = pd.Series(["x", "y"], name="label")
+    assert series.swarm.classify("{value}", ["a", "b"]).columns.tolist()[:2] == ["value", "label"]
+    assert "label" in series.swarm.scatter("{value}", out="b")
+    assert "'label'" in refused(lambda: series.to_frame().swarm.classify("{label}", ["a", "b"]))
+    steps = series.swarm.pipeline([sk.Step("label", "{value}?"), sk.Step("b", "{label} {value}")])
+    assert steps["b"][0] == "echo: echo: x? x"
+    assert df["response"].swarm.tree_reduce("Merge {responses}")["n_leaves"].tolist() == [3]
 
 
 @pytest.mark.parametrize(

@@ -284,6 +284,15 @@ def test_the_classes_are_documented() -> None:
 # ---- keywords that a verb does not take ------------------------------
 
 
+def test_a_refusal_reaches_other_processes(genes: pd.DataFrame) -> None:
+    with pytest.raises(TypeError) as error:
+        genes.swarm.scatter("{gene}", tempreature=0)  # type: ignore[call-arg]
+    there = pickle.loads(pickle.dumps(error.value))
+    assert type(there) is TypeError
+    assert str(there) == str(error.value)
+    assert "Did you mean temperature=?" in str(there)
+
+
 def refused(call: Any, *args: Any, **options: Any) -> str:
     with pytest.raises(TypeError) as error:
         call(*args, **options)

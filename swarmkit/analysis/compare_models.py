@@ -13,6 +13,7 @@ from ..frames.answers import TypedAnswers
 from ..frames.call import arguments
 from ..frames.options import ModelsOptions
 from ..frames.prompts import PromptLike, check_frame, values_of
+from ..frames.scatter import ScatterFrame
 from ..frames.signatures import takes
 from ..frames.verbs import scatter
 from ..pool.connect import use_pool
@@ -89,7 +90,7 @@ def compare_models(
     Raises
     ------
     SettingError
-        A model is not served; nothing was asked then.
+        A model is not served, or a column of the frame has the name of one of the answers; nothing was asked then.
     NoEndpointsError, ScatterInterrupted, ScatterError
         As for ``scatter``; ``.frame`` has the answers of the models so far.
 
@@ -113,6 +114,8 @@ def compare_models(
     names = [] if isinstance(models, str) else list(models)
     if len(names) < 2 or len({*map(repr, names)}) < len(names):
         raise SettingError(f"models={models!r}: must be a list of two models or more, none of them twice")
+    for name in names:
+        ScatterFrame(df, prompt, {**given, "out": f"{out}_{name}"})  # no column is in the way, or nothing is asked
     pool, owned = use_pool(given["pool"])
     costs: list[dict[str, Any]] = []
     answers: dict[str, TypedAnswers] = {}

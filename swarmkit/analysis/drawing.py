@@ -14,6 +14,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as _Figure
+from matplotlib.figure import SubFigure
 
 __all__ = [
     "BLUE", "GREEN", "GREY", "INK", "LINES", "ORANGE", "PALE", "RED", "SKY", "Figure", "blank", "brief", "figure_of",
@@ -106,6 +107,8 @@ def nothing(ax: Axes, why: str) -> Axes:
 def settle(ax: Axes) -> None:
     """Lay the figure out as far as it is drawn, so that sizes are those of the picture."""
     figure: Any = ax.figure
+    while isinstance(figure, SubFigure):  # the layout is that of the whole
+        figure = figure.figure
     if engine := figure.get_layout_engine():
         engine.execute(figure)
 

@@ -191,6 +191,7 @@ def estimate(
     (5000, 64, True)
     """
     given = arguments(estimate, options, prompt)
+    given["overwrite"] = True  # nothing is written
     if not is_whole(sample, 1) or (slots is not None and not is_whole(slots, 1)):
         raise SettingError(f"sample={sample!r}, slots={slots!r}: must be whole numbers, 1 or more")
     price = _checked(price)

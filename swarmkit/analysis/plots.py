@@ -622,7 +622,7 @@ def tree(trace: pd.DataFrame | Run, ax: Axes | None = None) -> Axes:
     """
     needed = ("node", "parent", "level", "group", "n_leaves", "response", "error")
     trace = _checked(_rows_of(trace), needed, "df.swarm.tree_reduce(..., trace=True)")
-    keys = [str(c) for c in trace.columns[: trace.columns.get_loc("node")]]
+    keys = list(trace.columns[: trace.columns.get_loc("node")])
     nodes = trace[trace["response"].notna() | trace["error"].notna()].set_index("node")
     if nodes.empty:
         return nothing(ax or blank(9, 1)[0], "no node was answered")
@@ -681,12 +681,13 @@ class _Groups:
         Inches that they take, turned or in a table.
     """
 
-    def __init__(self, nodes: pd.DataFrame, place: pd.Series, keys: list[str]) -> None:
+    def __init__(self, nodes: pd.DataFrame, place: pd.Series, keys: list[Any]) -> None:
         groups = nodes.groupby("group")
         self.leaves, self.count = int((nodes["level"] == 0).sum()), len(groups)
         self._names: list[str] = []
         if keys:
-            names = groups[keys].first().astype(str).agg(", ".join, axis=1).tolist()
+            first = groups[keys].first()
+            names = first.astype(str).where(first.notna(), "(missing)").agg(", ".join, axis=1).tolist()
             self._names = shortened(names, 24)
             self._centres = place.groupby(nodes["group"]).agg(["min", "max"]).mean(axis=1).to_numpy()
         self._failed = (nodes["error"].notna() & nodes["parent"].isna()).groupby(nodes["group"]).any().to_numpy()

@@ -78,7 +78,7 @@ class ChunkedScatter:
         small: int = MAX_CHUNKS,
     ) -> None:
         self._small = small
-        self._prepared = map(prepare, frames)
+        self._prepared = map(_as_part, map(prepare, frames))
         self._ready: ScatterFrame | None = None
         self._whole = call
         store = None if call.store is None else call.store.for_frames()
@@ -258,6 +258,11 @@ class ChunkedScatter:
             case RunEnded():
                 return
         self._listeners(event)
+
+
+def _as_part(prepared: ScatterFrame) -> ScatterFrame:
+    prepared.is_part = True
+    return prepared
 
 
 class _Chunk:

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import html
 import json
 import re
 import textwrap
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from ..errors import SettingError
+from ..errors import CallerError, SettingError
 from ..records import FailureKind
 from ..text import plural, visible
 from .answers import OURS
 from .conversations import row_prompts
-from .prompts import PromptLike, missing_in, values_of
+from .prompts import PromptLike, missing_in, read_by, values_of
 from .provenance import answers_in, label_of, records
 from .typed import text_column
 
@@ -177,14 +178,13 @@ def show(
     out = answers_in(df, out)
     rows = _positions(df, row)
     record = records(df).get(out, {})
-    if prompt is None and messages is None:
-        prompt = record.get("template")
+    template = record.get("template") if prompt is None and messages is None else None
     parts: list[tuple[str, str]] = []
     if isinstance(system := record.get("parameters", {}).get("system"), str):
         parts.append(("system", system))
     earlier = None
     for place in rows:
-        asked = _asked(df, place, prompt, messages)
+        asked = _asked(df, place, prompt, messages) if template is None else _as_recorded(df, place, template, record)
         if asked != earlier:
             parts.append((f"prompt of row {row!r}", asked))
             earlier = asked
@@ -198,6 +198,14 @@ def _positions(df: pd.DataFrame, row: Hashable) -> list[int]:
     except (KeyError, TypeError, ValueError, pd.errors.InvalidIndexError):
         raise SettingError(f"row={row!r}: not in the index of the frame, which has {plural(len(df), 'row')}") from None
     return [found] if isinstance(found, int) else list(found)
+
+
+def _as_recorded(df: pd.DataFrame, place: int, template: str, record: Mapping[str, Any]) -> str:
+    """The prompt of a row by the template of the record, if the frame has the values that were filled in."""
+    if not read_by(df, template) & {label_of(df, name) for name in record.get("columns", ())}:
+        with contextlib.suppress(CallerError):  # a column is gone, or the template is that of the nodes of a tree
+            return _asked(df, place, template, None)
+    return f"(not known here: this frame does not have what was filled into the template {template!r})"
 
 
 def _asked(df: pd.DataFrame, place: int, prompt: PromptLike | None, messages: Any) -> str:

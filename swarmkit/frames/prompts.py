@@ -63,6 +63,16 @@ class Row(dict[str, Any]):
         raise AttributeError(f"this row has no column {name!r}; it has {', '.join(self)}")
 
 
+def _of_all(method: str) -> Callable[..., Any]:
+    """A method of dictionaries that reads all of a row's columns."""
+
+    def call(self: _Watched, *args: Any) -> Any:
+        object.__getattribute__(self, "_seen").update(dict.keys(self))
+        return getattr(dict, method)(self, *args)
+
+    return call
+
+
 class _Watched(Row):
     """A row that knows which of its columns were read."""
 
@@ -77,6 +87,10 @@ class _Watched(Row):
     def get(self, name: str, default: Any = None) -> Any:
         object.__getattribute__(self, "_seen").add(name)
         return super().get(name, default)
+
+    # ``f(**row)``, ``dict(row)`` and json.dumps use some of these, too.
+    __iter__, keys, items, values = map(_of_all, ("__iter__", "keys", "items", "values"))
+    __repr__, __or__, copy = map(_of_all, ("__repr__", "__or__", "copy"))
 
 
 def read_by(df: pd.DataFrame, prompt: PromptLike | None) -> set[Hashable]:

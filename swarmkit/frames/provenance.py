@@ -56,6 +56,7 @@ def noted(result: pd.DataFrame, source: pd.DataFrame, out: str, record: Mapping[
     record = {**record, "swarmkit": __version__}
     there = {name for name in earlier.get(out, {}).get("columns", ()) if label_of(source, name) in source.columns}
     columns = [*record["columns"], *sorted(there.difference(record["columns"]))]
+    earlier.pop(out, None)  # the newest call is the last
     result.attrs = {**source.attrs, _NAME: {**earlier, out: {**record, "columns": columns}}}
 
 
@@ -115,14 +116,15 @@ def circumstances(call: PreparedCall, model: str = "") -> dict[str, Any]:
     }
 
 
-def kept_from(df: pd.DataFrame, out: str, rows: int) -> dict[str, Any]:
-    """What a record says of answers that are kept: how many, and the calls that they are of, the newest first."""
-    if not rows:
+def kept_from(df: pd.DataFrame, out: str, rows: int | None) -> dict[str, Any]:
+    """What a record says of answers that are kept: how many, and the calls that they are of, the newest first. Without
+    a number of rows, as where other frames have their own, only the calls."""
+    if rows == 0:
         return {}
     last = records(df).get(out, {})
     calls = [{name: last[name] for name in _OF_CALL if name in last}, *last.get("earlier", [])] if last else []
     different = [call for place, call in enumerate(calls) if call not in calls[:place]]
-    return {"kept": rows, "earlier": different[:_MOST_CALLS]}
+    return {**({} if rows is None else {"kept": rows}), "earlier": different[:_MOST_CALLS]}
 
 
 def _plain(name: str, value: Any) -> Any:
@@ -228,9 +230,10 @@ def _paragraph(df: pd.DataFrame, out: str, one: Mapping[str, Any]) -> str:
     if (label := label_of(df, out)) in df.columns:
         there = int((~df[label].isna()).sum())
         said.append(f"{there:,} of {plural(len(df), 'row')} {'has' if there == 1 else 'have'} an answer")
-    if kept := one.get("kept"):
-        said.append(f"{plural(kept, 'answer')} of an earlier call {'was' if kept == 1 else 'were'} kept")
-        for call in one.get("earlier", ()):
+    if "earlier" in one:
+        answers = plural(one["kept"], "answer") if "kept" in one else "Answers"
+        said.append(f"{answers} of an earlier call {'was' if one.get('kept') == 1 else 'were'} kept")
+        for call in one["earlier"]:
             how = json.dumps(call.get("parameters", {}), ensure_ascii=False)
             said.append(f"Earlier call: model {call.get('model')}, {call.get('time')}, {how}")
     if one.get("store"):

@@ -20,7 +20,7 @@ from .answers import DETAILS, TypedAnswers
 from .call import PreparedCall, Send, is_whole
 from .conversations import row_prompts
 from .prompts import PromptLike, check_frame, missing_in, read_by, refuse_containers, values_of
-from .provenance import circumstances, is_made, kept_from, label_of, noted, question
+from .provenance import circumstances, is_made, kept_from, label_of, noted, question, records
 from .row_models import sender
 from .typed import TEXT, text_column
 
@@ -66,6 +66,7 @@ class ScatterFrame:
         self.columns = Columns(len(df), n, self._logprobs and self._details)
         self.pending: list[int] | None = None
         self.label = "scatter"
+        self.is_part = False  # of the rows of a call, which have one record, so that pandas.concat keeps it
         self._kept = np.zeros(len(df), bool)
         self._adds: list[str] = []  # names of its columns
         self._record = {"prompt": None, **question(prompt, given["messages"])}
@@ -108,6 +109,9 @@ class ScatterFrame:
         if not there:
             return
         read = read_by(self.df, prompt) | {given["messages"]}
+        # A field without the prefix has nothing in its name that shows whose it is: the call that completes it does.
+        lost = given["only_missing"] and self.out not in records(self.df)
+        fields = self.typed.names if lost and is_made(self.df, self.out, f"{self.out}_error") else []
         for name in there:
             if (label := self._label(name)) in read:
                 raise SettingError(
@@ -115,7 +119,7 @@ class ScatterFrame:
                     "name, out=..., or say overwrite=True"
                 )
             kept = given["only_missing"] and name == self.out  # but for what is missing
-            if not kept and not is_made(self.df, self.out, name):
+            if not kept and name not in fields and not is_made(self.df, self.out, name):
                 raise SettingError(
                     f"{self._cause(name)} would overwrite {label!r} of the frame, which swarmkit did not make: "
                     f"{self._remedy(name)}, or say overwrite=True"
@@ -259,7 +263,8 @@ class ScatterFrame:
 
     def _provenance(self) -> dict[str, Any]:
         """The record of these answers."""
-        kept = kept_from(self.df, self.out, int(self._kept.sum()))
+        part = self.is_part and self.pending is not None
+        kept = kept_from(self.df, self.out, None if part else int(self._kept.sum()))
         if (call := self.source) is not None and "model" not in self._record:
             found = circumstances(call, self._by_row)
             if not found["model"]:  # no server has been asked yet

@@ -109,10 +109,13 @@ def as_method(verb: Callable[..., Any], owner: type, *fixed: Any, **defaults: An
     this = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
     signature = signature.replace(parameters=[this, *parameters])
 
+    out = next((p.default for p in parameters if p.name == "out"), None)
+
     def call(self: Any, *args: Any, **options: Any) -> Any:
         given, options = [*fixed, *args], options if args else {**defaults, **options}
         if hasattr(self, "_named"):  # a Series, whose texts are called {value}, too
-            given, options = self._named(given, options)
+            frame, given, options = self._named(given, {"out": out, **options} if out else options)
+            return verb(frame, *given, **options)
         return verb(self._df, *given, **options)
 
     async def wait(self: Any, *args: Any, **options: Any) -> Any:
