@@ -12,13 +12,14 @@ from nbconvert import HTMLExporter
 
 CELLS = {
     "setup": """
-import os, signal, threading, time, warnings
+import os, signal, tempfile, threading, time, warnings
 import pandas as pd, swarmkit as sk
 swarm = sk.local(2, engine="echo", tokens_per_s=50, max_num_seqs=8)
 pool = sk.connect(swarm)
 df = pd.DataFrame({"t": [f"<b>{i}</b> and more words" for i in range(60)]})
 df.loc[3, "t"] = None
 many = pd.DataFrame({"t": [f"number {i}" for i in range(600)]})
+store = tempfile.mkdtemp()
 def interrupt(earlier):
     # Interrupts this kernel once the run after an earlier one has 20 answers.
     def wait():
@@ -45,6 +46,21 @@ with warnings.catch_warnings():
         df.head(5).swarm.scatter("Say {t}", max_tokens=60, progress=False)
     except sk.SwarmWarning:
         print("raised")
+""",
+    "frames": """
+%%capture shown
+known = [pd.DataFrame({"t": [f"{k} {i}" for i in range(1000)]}) for k in range(3)]
+with sk.local(1, engine="echo") as fast, sk.connect(fast) as quick:
+    parts = list(sk.iter_scatter(known, "{t}", pool=quick, max_tokens=60, store=store, progress=False))
+pool = sk.connect(swarm)
+more = [pd.concat([frame, frame.head(16) + " and again" * 8]) for frame in known]
+began = time.monotonic()
+for part in sk.iter_scatter(more, "{t}", pool=pool, max_tokens=60, store=store):
+    time.sleep(0.5)
+took_s = time.monotonic() - began
+""",
+    "states": """
+print(*(each.data["text/plain"] for each in shown.outputs), took_s, sep="\\n")
 """,
     "other warning": """warnings.warn("of somebody else")""",
     "wrong value": """
@@ -126,6 +142,13 @@ def test_a_bar_ends_as_what_became_of_the_rows(saved: Any, page: str) -> None:
     assert warning.startswith("SwarmWarning: 1 of 60 rows failed:\n  1 row: missing value in column 't'\n      row 3")
     (bar,) = said(saved, "short bar")
     assert bar.startswith("scatter: 2 rows, 2 answered, ")
+
+
+def test_a_bar_over_frames_says_the_rate_of_the_servers(saved: Any) -> None:
+    (states,) = said(saved, "states")
+    rates = [float(rate.replace(",", "")) for rate in re.findall(r"([\d.,]+) rows/s", states)]
+    assert rates
+    assert max(rates) < 300, "48 rows are asked; 3,000 are in the store"
 
 
 def test_a_warning_is_a_box_without_paths_or_source(saved: Any) -> None:
