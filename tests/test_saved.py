@@ -69,8 +69,22 @@ def ask(frame):
 
 ask(df)
 """,
+    "wrong function": """
+def ask(row):
+    error = "Say " + row["t"].nothing
+    return error
+
+df.swarm.scatter(ask)
+""",
     "wrong name": """df.swarm.scatter("Say {t}", max_token=1)""",
     "whole trace": """%tb Plain""",
+    "noted": """
+try:
+    df.swarm.scatter("Say {t}", max_tokens=-1)
+except sk.SwarmError as exc:
+    exc.add_note("of the second group")
+    raise
+""",
     "interrupted": """
 interrupt(sk.last_run())
 many.swarm.scatter("Say again {t}", max_tokens=60)
@@ -175,6 +189,16 @@ def test_an_error_shows_its_message_and_the_callers_lines(saved: Any) -> None:
     )
     assert "swarmkit/" not in shown
     assert shown.splitlines()[-1] == "%tb Plain shows the whole trace."
+    (shown,) = said(saved, "wrong function")
+    assert re.search(
+        r"\nCell In\[\d+\], line 5\n    df\.swarm\.scatter\(ask\)\n\ncaused by AttributeError:\n"
+        r"Cell In\[\d+\], line 2\n    error = \"Say \" \+ row\[\"t\"\]\.nothing\n\n%tb",
+        shown,
+    )
+    assert "swarmkit/" not in shown
+    (shown,) = said(saved, "noted")
+    assert shown.startswith("SettingError: max_tokens=-1: must be ")
+    assert "\nof the second group\n\nCell In" in shown
     (shown,) = said(saved, "wrong name")
     assert shown.startswith("TypeError: ")
     assert len(shown.splitlines()) == 6
