@@ -17,6 +17,7 @@ __all__ = ["shortened", "trace_lines"]
 
 _PACKAGE = os.path.dirname(__file__) + os.sep
 _INSTALLED = tuple({sysconfig.get_path(name) + os.sep for name in ("stdlib", "purelib", "platlib")})
+_FOLDERS = tuple(f"{os.sep}{name}{os.sep}" for name in ("site-packages", "dist-packages"))  # pip --user, Debian
 _WHOLE = "%tb Plain shows the whole trace."
 
 E = TypeVar("E", bound=BaseException)
@@ -42,10 +43,11 @@ def trace_lines(error: BaseException) -> list[str]:
 
 def _own_lines(error: BaseException, shell: Any) -> list[str]:
     """Where the user's code was on its way into the package, or was called by it; the outermost line first."""
+    installed = (_PACKAGE, *_INSTALLED, os.path.dirname(sys.modules["IPython"].__file__ or "") + os.sep)
     found = []
     for frame, number in traceback.walk_tb(error.__traceback__):
         path = frame.f_code.co_filename
-        if not path.startswith((_PACKAGE, *_INSTALLED)):
+        if not path.startswith(installed) and not any(folder in path for folder in _FOLDERS):
             label = shell.compile.format_code_name(path)
             where = f"{' '.join(label)}, line {number}" if label else f"{path}, line {number}"
             found += [where, f"    {linecache.getline(path, number, frame.f_globals).strip()}"]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
+from pathlib import Path
 from typing import Any
 
+import IPython
 import nbformat
 import pytest
 from nbclient import NotebookClient
@@ -229,3 +232,35 @@ def test_a_picker_ends_as_a_table(saved: Any, page: str) -> None:
     assert said(saved, "used") == []
     assert page.count("☑") == 2
     assert "2 up" in page
+
+
+ELSEWHERE = """
+import io, logging
+log = io.StringIO()
+logging.basicConfig(stream=log)
+logging.captureWarnings(True)
+import IPython, pandas as pd, swarmkit as sk
+swarm = sk.local(1, engine="echo")
+pool = sk.connect(swarm)
+df = pd.DataFrame({"t": ["a", None]})
+#---
+out = df.swarm.scatter("Say {t}", progress=False)
+#---
+swarm.stop()
+print(IPython.__file__, "missing value" in log.getvalue())
+#---
+df.swarm.scatter("Say {t}", max_tokens=-1)
+"""
+
+
+def test_a_kernel_that_logs_warnings_and_has_ipython_elsewhere(tmp_path: Path) -> None:
+    (tmp_path / "IPython").symlink_to(Path(IPython.__file__).parent)
+    path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+    made = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c.strip()) for c in ELSEWHERE.split("#---")])
+    client = NotebookClient(made, timeout=60, allow_errors=True, kernel_name="python3")
+    client.execute(env={**os.environ, "PYTHONPATH": path})
+    _, quiet, logged, wrong = (cell.outputs for cell in made.cells)
+    assert quiet == [], "whoever logs warnings has them all"
+    assert logged[0].text == f"{tmp_path}/IPython/__init__.py True\n"
+    first = re.sub(r"\x1b\[[\d;]*m", "", "\n".join(wrong[0].traceback)).split("\n\n")[1]
+    assert re.fullmatch(r"Cell In\[4\], line 1\n    df\.swarm\.scatter\(.*", first)
