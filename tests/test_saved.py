@@ -168,6 +168,13 @@ def test_a_bar_over_frames_says_the_rate_of_the_servers(saved: Any) -> None:
     assert max(rates) < 300, "48 rows are asked; 3,000 are in the store"
 
 
+def test_a_bar_over_frames_ends_with_the_time_of_all(saved: Any) -> None:
+    *_, last, took_s = said(saved, "states")[0].splitlines()
+    shown = re.fullmatch(r"scatter: 3,048 rows, 48 answered, 3,000 stored, (\d+\.\d) s", last)
+    assert shown is not None
+    assert float(shown[1]) > float(took_s) - 0.3, "also the last 0.5 s, which are the loop's own"
+
+
 def test_a_warning_is_a_box_without_paths_or_source(saved: Any) -> None:
     box = outputs(saved, "bar")[1]
     assert box.output_type == "display_data"

@@ -410,6 +410,20 @@ def test_the_rate_of_a_bar_is_that_of_the_servers(swarm, monkeypatch, tmp_path):
     assert 24 / took_s / 2 < rows_per_s < 10 * 24 / took_s, "of 24 rows, not of 3,024"
 
 
+def test_frames_that_are_in_the_store_are_in_the_bar_while_others_are_asked(swarm, monkeypatch, tmp_path):
+    old = [pd.DataFrame({"t": [f"{k} {i}" for i in range(500)]}) for k in range(2)]
+    swarm()
+    for _ in sk.iter_scatter(old, "{t}", max_tokens=20, store=tmp_path, progress=False):
+        pass
+    swarm(tokens_per_s=20, max_num_seqs=1)
+    new = pd.DataFrame({"t": [f"new {i} and some more words" for i in range(8)]})
+    monkeypatch.setattr(sys, "stderr", shown := io.StringIO())
+    for _ in sk.iter_scatter([new, *old], "{t}", max_tokens=20, store=tmp_path, progress=True):
+        pass
+    assert re.search(r" 100[0-7]/1008 ", shown.getvalue())
+    assert " 1008/1008 " in shown.getvalue().split("\r")[-1]
+
+
 @pytest.fixture
 def small_files():
     """Files may not grow beyond 4 KiB in this process, as on a disk that is full."""
