@@ -18,6 +18,7 @@ __all__ = ["shortened", "trace_lines"]
 
 _PACKAGE = os.path.dirname(__file__) + os.sep
 _INSTALLED = tuple({sysconfig.get_path(name) + os.sep for name in ("stdlib", "purelib", "platlib")})
+_FOLDERS = tuple(f"{os.sep}{name}{os.sep}" for name in ("site-packages", "dist-packages"))  # pip --user, Debian
 _WHOLE = "%tb Plain shows the whole trace."
 
 E = TypeVar("E", bound=BaseException)
@@ -34,17 +35,20 @@ def trace_lines(error: BaseException) -> list[str]:
     if str(shell.colors).lower() != "nocolor":
         name = f"\x1b[31m{name}\x1b[39m"
     message = str(error)
-    return [f"{name}: {message}" if message else name, "", *_own_lines(error, shell), "", _WHOLE]
+    notes = [str(note) for note in getattr(error, "__notes__", ())]
+    lines = [f"{name}: {message}" if message else name, *notes, "", *_own_lines(error, shell)]
+    if (cause := error.__cause__) is not None and (own := _own_lines(cause, shell)):
+        lines += ["", f"caused by {type(cause).__name__}:", *own]  # its message is in the error
+    return [*lines, "", _WHOLE]
 
 
 def _own_lines(error: BaseException, shell: Any) -> list[str]:
-    """Where the user's code was on its way into the package, the outermost line first."""
+    """Where the user's code was on its way into the package, or was called by it; the outermost line first."""
+    installed = (_PACKAGE, *_INSTALLED, os.path.dirname(sys.modules["IPython"].__file__ or "") + os.sep)
     found = []
     for frame, number in traceback.walk_tb(error.__traceback__):
         path = frame.f_code.co_filename
-        if path.startswith(_PACKAGE):
-            break
-        if not path.startswith(_INSTALLED):
+        if not path.startswith(installed) and not any(folder in path for folder in _FOLDERS):
             label = shell.compile.format_code_name(path)
             where = f"{' '.join(label)}, line {number}" if label else f"{path}, line {number}"
             found += [where, f"    {linecache.getline(path, number, frame.f_globals).strip()}"]

@@ -89,6 +89,14 @@ def test_rows_come_as_they_finish_and_in_pieces_whatever_their_model(pool: sk.VL
     assert pd.concat(pieces)["response"].tolist() == ANSWERS
 
 
+def test_rows_without_a_prompt_are_counted_whatever_their_model(pool: sk.VLLMPool) -> None:
+    frame = FRAME[:3].assign(q=["one", None, "three"])
+    with pytest.warns(sk.SwarmWarning, match="1 of 3 rows failed"):
+        frame.swarm.scatter("q", model="who")
+    stats = sk.last_run().stats
+    assert (stats.answered, stats.failed, stats.skipped) == (2, 1, 1)
+
+
 def test_rows_without_a_model_that_is_served_say_so(pool: sk.VLLMPool) -> None:
     frame = FRAME[:6].assign(who=["echo", None, "sqk", "myna", 7, "sql"])
     with pytest.warns(sk.SwarmWarning, match="3 of 6 rows failed"):

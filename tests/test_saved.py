@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
+from pathlib import Path
 from typing import Any
 
+import IPython
 import nbformat
 import pytest
 from nbclient import NotebookClient
@@ -12,13 +15,14 @@ from nbconvert import HTMLExporter
 
 CELLS = {
     "setup": """
-import os, signal, threading, time, warnings
+import os, signal, tempfile, threading, time, warnings
 import pandas as pd, swarmkit as sk
 swarm = sk.local(2, engine="echo", tokens_per_s=50, max_num_seqs=8)
 pool = sk.connect(swarm)
 df = pd.DataFrame({"t": [f"<b>{i}</b> and more words" for i in range(60)]})
 df.loc[3, "t"] = None
 many = pd.DataFrame({"t": [f"number {i}" for i in range(600)]})
+store = tempfile.mkdtemp()
 def interrupt(earlier):
     # Interrupts this kernel once the run after an earlier one has 20 answers.
     def wait():
@@ -46,6 +50,21 @@ with warnings.catch_warnings():
     except sk.SwarmWarning:
         print("raised")
 """,
+    "frames": """
+%%capture shown
+known = [pd.DataFrame({"t": [f"{k} {i}" for i in range(1000)]}) for k in range(3)]
+with sk.local(1, engine="echo") as fast, sk.connect(fast) as quick:
+    parts = list(sk.iter_scatter(known, "{t}", pool=quick, max_tokens=60, store=store, progress=False))
+pool = sk.connect(swarm)
+more = [pd.concat([frame, frame.head(16) + " and again" * 8]) for frame in known]
+began = time.monotonic()
+for part in sk.iter_scatter(more, "{t}", pool=pool, max_tokens=60, store=store):
+    time.sleep(0.5)
+took_s = time.monotonic() - began
+""",
+    "states": """
+print(*(each.data["text/plain"] for each in shown.outputs), took_s, sep="\\n")
+""",
     "other warning": """warnings.warn("of somebody else")""",
     "wrong value": """
 def ask(frame):
@@ -53,8 +72,22 @@ def ask(frame):
 
 ask(df)
 """,
+    "wrong function": """
+def ask(row):
+    error = "Say " + row["t"].nothing
+    return error
+
+df.swarm.scatter(ask)
+""",
     "wrong name": """df.swarm.scatter("Say {t}", max_token=1)""",
     "whole trace": """%tb Plain""",
+    "noted": """
+try:
+    df.swarm.scatter("Say {t}", max_tokens=-1)
+except sk.SwarmError as exc:
+    exc.add_note("of the second group")
+    raise
+""",
     "interrupted": """
 interrupt(sk.last_run())
 many.swarm.scatter("Say again {t}", max_tokens=60)
@@ -128,6 +161,20 @@ def test_a_bar_ends_as_what_became_of_the_rows(saved: Any, page: str) -> None:
     assert bar.startswith("scatter: 2 rows, 2 answered, ")
 
 
+def test_a_bar_over_frames_says_the_rate_of_the_servers(saved: Any) -> None:
+    (states,) = said(saved, "states")
+    rates = [float(rate.replace(",", "")) for rate in re.findall(r"([\d.,]+) rows/s", states)]
+    assert rates
+    assert max(rates) < 300, "48 rows are asked; 3,000 are in the store"
+
+
+def test_a_bar_over_frames_ends_with_the_time_of_all(saved: Any) -> None:
+    *_, last, took_s = said(saved, "states")[0].splitlines()
+    shown = re.fullmatch(r"scatter: 3,048 rows, 48 answered, 3,000 stored, (\d+\.\d) s", last)
+    assert shown is not None
+    assert float(shown[1]) > float(took_s) - 0.3, "also the last 0.5 s, which are the loop's own"
+
+
 def test_a_warning_is_a_box_without_paths_or_source(saved: Any) -> None:
     box = outputs(saved, "bar")[1]
     assert box.output_type == "display_data"
@@ -152,6 +199,16 @@ def test_an_error_shows_its_message_and_the_callers_lines(saved: Any) -> None:
     )
     assert "swarmkit/" not in shown
     assert shown.splitlines()[-1] == "%tb Plain shows the whole trace."
+    (shown,) = said(saved, "wrong function")
+    assert re.search(
+        r"\nCell In\[\d+\], line 5\n    df\.swarm\.scatter\(ask\)\n\ncaused by AttributeError:\n"
+        r"Cell In\[\d+\], line 2\n    error = \"Say \" \+ row\[\"t\"\]\.nothing\n\n%tb",
+        shown,
+    )
+    assert "swarmkit/" not in shown
+    (shown,) = said(saved, "noted")
+    assert shown.startswith("SettingError: max_tokens=-1: must be ")
+    assert "\nof the second group\n\nCell In" in shown
     (shown,) = said(saved, "wrong name")
     assert shown.startswith("TypeError: ")
     assert len(shown.splitlines()) == 6
@@ -182,3 +239,35 @@ def test_a_picker_ends_as_a_table(saved: Any, page: str) -> None:
     assert said(saved, "used") == []
     assert page.count("☑") == 2
     assert "2 up" in page
+
+
+ELSEWHERE = """
+import io, logging
+log = io.StringIO()
+logging.basicConfig(stream=log)
+logging.captureWarnings(True)
+import IPython, pandas as pd, swarmkit as sk
+swarm = sk.local(1, engine="echo")
+pool = sk.connect(swarm)
+df = pd.DataFrame({"t": ["a", None]})
+#---
+out = df.swarm.scatter("Say {t}", progress=False)
+#---
+swarm.stop()
+print(IPython.__file__, "missing value" in log.getvalue())
+#---
+df.swarm.scatter("Say {t}", max_tokens=-1)
+"""
+
+
+def test_a_kernel_that_logs_warnings_and_has_ipython_elsewhere(tmp_path: Path) -> None:
+    (tmp_path / "IPython").symlink_to(Path(IPython.__file__).parent)
+    path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+    made = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c.strip()) for c in ELSEWHERE.split("#---")])
+    client = NotebookClient(made, timeout=60, allow_errors=True, kernel_name="python3")
+    client.execute(env={**os.environ, "PYTHONPATH": path})
+    _, quiet, logged, wrong = (cell.outputs for cell in made.cells)
+    assert quiet == [], "whoever logs warnings has them all"
+    assert logged[0].text == f"{tmp_path}/IPython/__init__.py True\n"
+    first = re.sub(r"\x1b\[[\d;]*m", "", "\n".join(wrong[0].traceback)).split("\n\n")[1]
+    assert re.fullmatch(r"Cell In\[4\], line 1\n    df\.swarm\.scatter\(.*", first)

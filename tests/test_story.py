@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import logging
+import re
 import resource
 import subprocess
 import sys
@@ -388,6 +389,39 @@ def test_a_progress_bar_that_cannot_write_over_several_frames(swarm, monkeypatch
     assert [len(part) for part in parts] == [5, 3]
     assert pd.concat(parts)["response_error"].isna().all()
     assert len(warned) == 1
+
+
+def test_the_rate_of_a_bar_is_that_of_the_servers(swarm, monkeypatch, tmp_path):
+    old = [pd.DataFrame({"t": [f"{k} {i}" for i in range(1000)]}) for k in range(3)]
+    swarm()
+    for _ in sk.iter_scatter(old, "{t}", max_tokens=20, store=tmp_path, progress=False):
+        pass
+    swarm(tokens_per_s=60, max_num_seqs=4)
+    new = [pd.concat([df, pd.DataFrame({"t": [f"new {k} {i}" for i in range(8)]})]) for k, df in enumerate(old)]
+    monkeypatch.setattr(sys, "stderr", shown := io.StringIO())
+    began = time.monotonic()
+    for _ in sk.iter_scatter(new, "{t}", max_tokens=20, store=tmp_path, progress=True):
+        pass
+    took_s = time.monotonic() - began
+    last = shown.getvalue().split("\r")[-1]
+    assert "3024/3024" in last
+    rate = re.search(r"([\d.]+)(row/s|s/row)", last)
+    rows_per_s = float(rate[1]) if rate[2] == "row/s" else 1 / float(rate[1])
+    assert 24 / took_s / 2 < rows_per_s < 10 * 24 / took_s, "of 24 rows, not of 3,024"
+
+
+def test_frames_that_are_in_the_store_are_in_the_bar_while_others_are_asked(swarm, monkeypatch, tmp_path):
+    old = [pd.DataFrame({"t": [f"{k} {i}" for i in range(500)]}) for k in range(2)]
+    swarm()
+    for _ in sk.iter_scatter(old, "{t}", max_tokens=20, store=tmp_path, progress=False):
+        pass
+    swarm(tokens_per_s=20, max_num_seqs=1)
+    new = pd.DataFrame({"t": [f"new {i} and some more words" for i in range(8)]})
+    monkeypatch.setattr(sys, "stderr", shown := io.StringIO())
+    for _ in sk.iter_scatter([new, *old], "{t}", max_tokens=20, store=tmp_path, progress=True):
+        pass
+    assert re.search(r" 100[0-7]/1008 ", shown.getvalue())
+    assert " 1008/1008 " in shown.getvalue().split("\r")[-1]
 
 
 @pytest.fixture

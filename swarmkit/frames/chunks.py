@@ -19,7 +19,7 @@ import pandas as pd
 
 from ..client import io_thread
 from ..errors import NoEndpointsError, ScatterError, StoreError, warn
-from ..runs.events import RequestSent, RunEnded, RunEvent, RunStarted
+from ..runs.events import RequestSent, RowsReused, RunEnded, RunEvent, RunStarted
 from ..runs.failure_summary import FailureSummary
 from ..runs.listeners import Listeners
 from ..runs.run import RUN_AGAIN, Run, lacking, started
@@ -88,6 +88,7 @@ class ChunkedScatter:
         self._stopped = False
         self._late = ""  # the error of the rows that the deadline leaves, once it does
         self._rows, self._started, self._known = rows, 0, 0
+        self._newest: RunStarted | None = None
         self.stats = RunStats()
         self._listeners = Listeners(call.listeners("scatter", self.stats), self.stats.listener_errors)
         self.causes = FailureSummary()
@@ -114,8 +115,7 @@ class ChunkedScatter:
                     self._changes.get()
             self._close_store()
         finally:
-            self._end()
-            self.stats.time_s = time.monotonic() - began
+            self._end(began)
 
     def _close_store(self) -> None:
         if self._call.store is not None:
@@ -225,12 +225,13 @@ class ChunkedScatter:
             setattr(self.stats, name, max(getattr(self.stats, name), getattr(chunk.run.stats, name)))
         self.stats.samples = max(self.stats.samples, chunk.run.stats.samples)
 
-    def _end(self) -> None:
+    def _end(self, began: float) -> None:
         for chunk in self._chunks:
             chunk.run.cancel()
         concurrent.futures.wait([chunk.run._job for chunk in self._chunks], io_thread.GRACE_S)
         for chunk in self._chunks:
             self._count(chunk)
+        self.stats.time_s = time.monotonic() - began  # before the bar says it
         self._listeners(RunEnded(None, bool(self._chunks), time.monotonic()))
         self._whole.close()
         with contextlib.suppress(StoreError):  # which has been raised before
@@ -249,8 +250,15 @@ class ChunkedScatter:
                 chunk.unsent += event.pending - pending
                 self._started += event.rows - rows
                 self._known += (event.rows - event.pending) - (rows - pending if rows else 0)
-                rows = max(self._rows, self._started)
-                event = replace(event, rows=rows, pending=rows - self._known)
+                event = self._newest = self._as_one(event)
+            case RowsReused() if chunk.began is None:  # from the store. If all of them are, its run does not start
+                chunk.reused += len(event.rows)
+                size = chunk.prepared.columns.size
+                if chunk.reused + len(chunk.prepared.not_sent()) == size:
+                    self._started += size
+                    self._known += size
+                    if self._newest is not None:
+                        event = self._as_one(self._newest)
             case RequestSent():
                 chunk.unsent -= len(event.rows)
                 if chunk.unsent <= 0:
@@ -258,6 +266,10 @@ class ChunkedScatter:
             case RunEnded():
                 return
         self._listeners(event)
+
+    def _as_one(self, event: RunStarted) -> RunStarted:
+        rows = max(self._rows, self._started)
+        return replace(event, rows=rows, pending=rows - self._known)
 
 
 def _as_part(prepared: ScatterFrame) -> ScatterFrame:
@@ -277,6 +289,7 @@ class _Chunk:
     ) -> None:
         self.prepared = prepared
         self.unsent = 1
+        self.reused = 0
         self.began: tuple[int, int] | None = None
         self.run: Run = prepared.start(call, [lambda event: notify(self, event)])
         self.run._warned_of_constraints = True  # the iterator warns, once for all frames

@@ -124,6 +124,7 @@ class _RowModels:
         rows = range(len(prompts.texts)) if pending is None else pending
         stats.rows += len(prompts.texts)
         stats.failed += len(prompts.errors)
+        stats.skipped += len(prompts.errors)
         stats.kept += len(prompts.texts) - len(rows)
         asked = [row for row in rows if prompts.texts[row] is not None]
         groups, errors = self._groups(asked)

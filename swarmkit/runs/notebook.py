@@ -20,6 +20,8 @@ __all__ = ["BLUE", "ORANGE", "RED", "SKY", "Slot", "bar_html", "box_html", "in_n
 
 # Okabe and Ito (2008), as in the plots.
 BLUE, SKY, ORANGE, RED = "#0072B2", "#56B4E9", "#E69F00", "#D55E00"
+_UNSET = ("warnings", "_py_warnings", "ipykernel")
+"""Packages whose ``warnings.showwarning`` nobody has set: Python's, that of 3.14 or newer, and the kernel's."""
 
 
 def in_notebook() -> bool:
@@ -96,11 +98,11 @@ def show_warnings_in_boxes() -> None:
     """In a notebook, show swarmkit's warnings as boxes of their own; all others, and in other places, as before.
 
     What ``warnings`` filters or records does not come here, so its filters and ``catch_warnings`` stay in force; and
-    whoever sets ``warnings.showwarning`` later has all of them.
+    whoever has set ``warnings.showwarning``, as ``logging.captureWarnings`` does, or sets it later, has all of them.
     """
-    if not in_notebook():
-        return
     others = warnings.showwarning
+    if not in_notebook() or str(getattr(others, "__module__", "")).partition(".")[0] not in _UNSET:
+        return
 
     def show(
         message: Warning | str,

@@ -44,6 +44,7 @@ class Bar:
         self._face: _Face = _Cell(verb, stats) if in_notebook() else _Line(verb)
         self._total = 0
         self._failed = 0
+        self._answered = 0  # by servers while it is shown: these make the rate
         self._alive = 0
         self._waits = ""
         self._began_with: int | None = None
@@ -62,8 +63,10 @@ class Bar:
         match event:
             case RowsDone(_, _, rows, alive):
                 self._alive, self._waits = alive, ""
+                self._answered += len(rows)
                 self._advance(len(rows))
             case RowsRetracted():
+                self._answered -= len(event.rows)
                 self._advance(-len(event.rows))
             case RowFailed():
                 self._failed += 1
@@ -76,7 +79,8 @@ class Bar:
             case RunStarted():
                 self._open(event)
             case RunEnded() if self._began_with is not None:
-                self._face.close(self._known, self._note(), early=event.cancelled or bool(event.why))
+                early = event.cancelled or bool(event.why)
+                self._face.close(self._known, self._answered, self._note(), early)
                 self._began_with = None
 
     def _open(self, event: RunStarted) -> None:
@@ -95,7 +99,7 @@ class Bar:
 
     def _show(self) -> None:
         if self._began_with is not None:
-            self._face.show(self._total, self._known, self._failed, self._note())
+            self._face.show(self._total, self._known, self._answered, self._failed, self._note())
             self._next = time.monotonic() + self._face.every_s
 
     def _note(self) -> str:
@@ -109,8 +113,8 @@ class _Face(Protocol):
     every_s: float
 
     def open(self, total: int, known: int, draw: Callable[[], None]) -> None: ...
-    def show(self, total: int, known: int, failed: int, note: str) -> None: ...
-    def close(self, known: int, note: str, early: bool) -> None: ...
+    def show(self, total: int, known: int, answered: int, failed: int, note: str) -> None: ...
+    def close(self, known: int, answered: int, note: str, early: bool) -> None: ...
     def abandon(self) -> None: ...
 
 
@@ -129,16 +133,20 @@ class _Line:
         self._bar = tqdm(total=total, initial=known, desc=self._verb, unit="row", leave=True, mininterval=0)
         draw()
 
-    def show(self, total: int, known: int, failed: int, note: str) -> None:
+    def show(self, total: int, known: int, answered: int, failed: int, note: str) -> None:
         if self._bar is not None:
             self._bar.total = total
             self._bar.set_postfix_str(note, refresh=False)
+            more = known - answered - self._bar.initial
+            self._bar.initial += more  # which tqdm leaves out of the rate
+            self._bar.n += more
+            self._bar.last_print_n += more
             self._bar.update(known - self._bar.n)
             self._bar.refresh()
 
-    def close(self, known: int, note: str, early: bool) -> None:
+    def close(self, known: int, answered: int, note: str, early: bool) -> None:
         if self._bar is not None:
-            self.show(self._bar.total, known, 0, note)
+            self.show(self._bar.total, known, answered, 0, note)
             self._bar.close()
             self._bar = None
 
@@ -163,19 +171,19 @@ class _Cell:
         self._verb = verb
         self._stats = stats
         self._before = stats.counts()
-        self._began_s, self._began_with = 0.0, 0
+        self._began_s = 0.0
         self._slot = stats.bar = Slot()
 
     def open(self, total: int, known: int, draw: Callable[[], None]) -> None:
-        self._began_s, self._began_with = time.monotonic(), known
+        self._began_s = time.monotonic()
         with contextlib.suppress(RuntimeError):  # no loop here: the first rows draw it
             asyncio.get_running_loop().call_later(_CELL_S, draw)
 
-    def show(self, total: int, known: int, failed: int, note: str) -> None:
+    def show(self, total: int, known: int, answered: int, failed: int, note: str) -> None:
         elapsed_s = time.monotonic() - self._began_s
         if elapsed_s < _CELL_S or self._gives_way():
             return
-        rate, noun = (known - self._began_with) / elapsed_s, self._stats.noun
+        rate, noun = answered / elapsed_s, self._stats.noun
         said = [f"{known:,} of {plural(total, noun)}"]
         if rate > 0:
             said.append(f"{rate:,.1f} {noun}s/s")
@@ -184,7 +192,7 @@ class _Cell:
         line = "its monitor shows it" if self._stats.is_monitored else " · ".join([*said, note])
         self._put(f"{self._verb}: {line}", total, [(BLUE, known - failed, "done"), (RED, failed, "failed")])
 
-    def close(self, known: int, note: str, early: bool) -> None:
+    def close(self, known: int, answered: int, note: str, early: bool) -> None:
         counts = self._stats.counts().since(self._before)
         if not counts.time_s:
             counts = counts._replace(time_s=time.monotonic() - self._began_s)
