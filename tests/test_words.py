@@ -28,6 +28,15 @@ def test_a_name_is_a_host(echo: sk.LocalSwarm, tmp_path: Path, monkeypatch: pyte
             sk.connect(name)
 
 
+def test_only_what_may_be_a_missing_file_is_said_to_be_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("agents.hostfile").write_text("127.0.0.1:1\n127.0.0.1:2\n")
+    for target in ("agents.hostfile", "127.0.0.1", "127.0.0.[1-2]", "localhost"):
+        with pytest.raises(sk.NoEndpointsError) as caught:
+            sk.connect(target, probe_timeout=1)
+        assert "no file of that name" not in str(caught.value)
+
+
 def test_a_key_in_a_hostfile_is_never_shown(tmp_path: Path) -> None:
     key = "0123456789abcdef0123456789abcdef"
     path = tmp_path / "agents.hostfile"
