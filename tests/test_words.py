@@ -47,6 +47,15 @@ def test_a_key_in_a_hostfile_is_never_shown(tmp_path: Path) -> None:
         assert key not in str(caught.value)
 
 
+@pytest.mark.parametrize("container", ["myproject_vllm_worker_llama3_8b_instruct_1", "0123456789abcdef" * 4])
+def test_a_long_name_of_a_container_is_a_host(container: str, tmp_path: Path) -> None:
+    path = tmp_path / "agents.hostfile"
+    for line in (f"http://{container}:8000", f"{container}:8000", f"{container} 8000"):
+        path.write_text(line + "\n")
+        assert [e.name for e in sk.parse_hostfile(path)] == [f"{container}:8000"]
+    assert sk.VLLMPool([f"http://{container}"]).endpoints[0].port == 80
+
+
 def test_a_variable_that_is_not_set_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SWARMKIT_NOPE", raising=False)
     endpoint = sk.AgentEndpoint("node1", key_env="SWARMKIT_NOPE")
