@@ -389,6 +389,13 @@ def test_a_deadline_ends_all_steps() -> None:
         ([sk.Step("a", "{gene}", schema=["x", "y"]), sk.Step("b", "{n}", when="{a} > 'x'")], "TypeError"),
         ([sk.Step("a", "{gene}", when="{n} + 1")], "neither true nor false"),
         ([sk.Step("a", "{gene}", model="other")], "other"),
+        (
+            [sk.Step("n", "{gene}")],
+            "the step 'n' would overwrite 'n' of the frame, which swarmkit did not make: give the step another name, "
+            "or Step(..., overwrite=True)",
+        ),
+        ([sk.Step("gene", "{gene}")], "which the prompt reads: give the step another name, or Step(..., overwrite="),
+        ([sk.Step("a", "{gene}", schema={"n": int}, prefix=False)], "the step 'a' would overwrite 'n' of the frame"),
     ],
 )
 def test_steps_that_cannot_be_are_refused_before_anything_is_asked(
@@ -397,6 +404,7 @@ def test_steps_that_cannot_be_are_refused_before_anything_is_asked(
     with pytest.raises(sk.CallerError) as caught:
         genes.swarm.pipeline(steps)
     assert words in str(caught.value)
+    assert "out=" not in str(caught.value)
 
 
 def test_keywords_are_refused_where_they_mean_nothing(pool: sk.VLLMPool, genes: pd.DataFrame) -> None:
