@@ -259,6 +259,24 @@ def test_alike_steps_have_stored_answers_of_their_own(tmp_path: Path) -> None:
     assert sorted(one["draft0"]) == sorted(first["draft0"])
 
 
+def test_a_function_step_in_between_leaves_the_stored_answers_of_the_others(pool: sk.VLLMPool, tmp_path: Path) -> None:
+    class Judge:
+        __hash__ = None  # type: ignore[assignment]
+
+        def __call__(self, row: Any) -> str:
+            return f"Judge {row.gene}"
+
+    frame = pd.DataFrame({"gene": ["lacZ", "recA"]})
+    first, last = sk.Step("first", lambda row: f"Sum up {row.gene}"), sk.Step("last", lambda row: f"Rate {row.gene}")
+    judge = sk.Step("judge", Judge())
+    how: dict[str, Any] = {"pool": pool, "store": tmp_path / "s", "temperature": 0.7}
+    before = frame.swarm.pipeline([first, last, judge], **how)
+    between = sk.Step("between", lambda row: f"Explain {row.gene}")
+    after = frame.swarm.pipeline([first, between, judge, last], **how)
+    assert (sk.last_run().stats.stored, sk.last_run().stats.answered) == (6, 2)
+    pd.testing.assert_frame_equal(after[before.columns], before)
+
+
 def test_answers_that_are_taken_back_are_taken_back_from_later_steps() -> None:
     frame = pd.DataFrame({"prompt": [f"row {i}" for i in range(60)]})
     with contextlib.ExitStack() as stack, warnings.catch_warnings():
@@ -389,6 +407,13 @@ def test_a_deadline_ends_all_steps() -> None:
         ([sk.Step("a", "{gene}", schema=["x", "y"]), sk.Step("b", "{n}", when="{a} > 'x'")], "TypeError"),
         ([sk.Step("a", "{gene}", when="{n} + 1")], "neither true nor false"),
         ([sk.Step("a", "{gene}", model="other")], "other"),
+        (
+            [sk.Step("n", "{gene}")],
+            "the step 'n' would overwrite 'n' of the frame, which swarmkit did not make: give the step another name, "
+            "or Step(..., overwrite=True)",
+        ),
+        ([sk.Step("gene", "{gene}")], "which the prompt reads: give the step another name, or Step(..., overwrite="),
+        ([sk.Step("a", "{gene}", schema={"n": int}, prefix=False)], "the step 'a' would overwrite 'n' of the frame"),
     ],
 )
 def test_steps_that_cannot_be_are_refused_before_anything_is_asked(
@@ -397,6 +422,7 @@ def test_steps_that_cannot_be_are_refused_before_anything_is_asked(
     with pytest.raises(sk.CallerError) as caught:
         genes.swarm.pipeline(steps)
     assert words in str(caught.value)
+    assert "out=" not in str(caught.value)
 
 
 def test_keywords_are_refused_where_they_mean_nothing(pool: sk.VLLMPool, genes: pd.DataFrame) -> None:

@@ -317,6 +317,25 @@ def test_rows_that_come_to_a_step_later_have_the_route_that_suits_them(odd: str)
     assert found["two"].iloc[30] == "echo: echo: Of question 30, .<quick>"
 
 
+def test_a_row_whose_route_refuses_the_settings_fails_alone() -> None:
+    wait = late(30)
+
+    def refuses(call: Call) -> bool:
+        if "/chat/completions" in call.headers.split(" ")[1] and "top_a" in call.body:
+            say(call, {"error": {"message": "top_a: extra inputs are not permitted"}}, "400 Bad Request")
+            return True
+        return wait(call)
+
+    frame = FRAME.assign(more=["/no_think" if i == 30 else "please" for i in range(40)])
+    steps = [sk.Step("one", "Of {q}"), sk.Step("two", "{one}, {more}."), sk.Step("three", "{two}")]
+    with serving(Model(READER, before=refuses)) as (_, pool), pytest.warns(sk.SwarmWarning):
+        found = frame.swarm.pipeline(steps, pool=pool, extra_body={"top_a": 1})
+    assert found["one"].notna().all()
+    assert found.index[found["two"].isna()].tolist() == found.index[found["three"].isna()].tolist() == [30]
+    assert "top_a" in found["two_error"].iloc[30]
+    assert "the step 'two' failed" in found["three_error"].iloc[30]
+
+
 def test_rows_that_come_to_a_step_later_are_measured_once() -> None:
     frame = FRAME.assign(long=["x" * 6000] * 40)
     model = Model(before=late(1, 6, 11, 16, 21, 26, 31, 36))

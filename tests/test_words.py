@@ -28,6 +28,15 @@ def test_a_name_is_a_host(echo: sk.LocalSwarm, tmp_path: Path, monkeypatch: pyte
             sk.connect(name)
 
 
+def test_only_what_may_be_a_missing_file_is_said_to_be_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("agents.hostfile").write_text("127.0.0.1:1\n127.0.0.1:2\n")
+    for target in ("agents.hostfile", "127.0.0.1", "127.0.0.[1-2]", "localhost"):
+        with pytest.raises(sk.NoEndpointsError) as caught:
+            sk.connect(target, probe_timeout=1)
+        assert "no file of that name" not in str(caught.value)
+
+
 def test_a_key_in_a_hostfile_is_never_shown(tmp_path: Path) -> None:
     key = "0123456789abcdef0123456789abcdef"
     path = tmp_path / "agents.hostfile"
@@ -36,6 +45,15 @@ def test_a_key_in_a_hostfile_is_never_shown(tmp_path: Path) -> None:
         with pytest.raises(sk.HostfileError) as caught:
             sk.parse_hostfile(path)
         assert key not in str(caught.value)
+
+
+@pytest.mark.parametrize("container", ["myproject_vllm_worker_llama3_8b_instruct_1", "0123456789abcdef" * 4])
+def test_a_long_name_of_a_container_is_a_host(container: str, tmp_path: Path) -> None:
+    path = tmp_path / "agents.hostfile"
+    for line in (f"http://{container}:8000", f"{container}:8000", f"{container} 8000"):
+        path.write_text(line + "\n")
+        assert [e.name for e in sk.parse_hostfile(path)] == [f"{container}:8000"]
+    assert sk.VLLMPool([f"http://{container}"]).endpoints[0].port == 80
 
 
 def test_a_variable_that_is_not_set_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -61,6 +61,7 @@ _KEY_TAGS = ("key_env", "key_file", "key_cmd")
 _PATH = re.compile(r"(/|~/|\.{1,2}/).*")
 _COMMAND = re.compile(r"\w[\w-]*", re.ASCII)
 _RANDOM = re.compile(r"(?=.*\d)(?=.*[A-Za-z])\w{32,}", re.ASCII)  # a key of no known service
+_KEY_AS_HOST = re.compile(r"(?=.*\d)(?=.*[a-z])[a-z0-9]{32,}")  # names of containers have as many letters, and "_"
 _VARIABLE = re.compile(r"[A-Z]+(_[A-Z]+)+")
 _TAG_KEY = re.compile(r"[\w.-]+")
 
@@ -402,13 +403,13 @@ def _endpoint(fields: list[str], folder: Path = Path()) -> AgentEndpoint:
         raise ValueError("the address is empty")
     address, *rest = fields
     scheme, host, port, path, query = read_address(address)
-    if _RANDOM.fullmatch(host):
-        raise ValueError("it looks like a key, not like an address")
     if rest and "=" not in rest[0]:
         if port is not None:
             raise ValueError(f"there are two ports: {port}, and {shown_word(rest[0], 'the second field')}")
         port = read_port(rest.pop(0))
     if port is None:
+        if "://" not in address and _KEY_AS_HOST.fullmatch(host.lower()):
+            raise ValueError("it looks like a key, not like an address")
         port = 443 if scheme == "https" else 80 if "://" in address else DEFAULT_PORT
     tags: dict[str, str] = {}
     key: dict[str, Any] = {}

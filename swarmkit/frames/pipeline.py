@@ -10,7 +10,7 @@ import asyncio
 import inspect
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Unpack
@@ -32,7 +32,7 @@ from ..store.keys import ask_of, settings_of
 from ..store.reuse import have_one_answer
 from .call import PreparedCall, arguments, read_options
 from .options import NOT_OF_PIPELINE, NOT_OF_STEP, PipelineOptions, StepOptions
-from .prompts import check_frame
+from .prompts import PromptLike, check_frame
 from .signatures import keywords, takes
 from .step_run import StepRun
 from .steps import Step, StepFrame
@@ -173,7 +173,7 @@ class _Pipeline:
                 for endpoint in pool.endpoints:
                     stats.roster.place(endpoint)
                 if part.call.store is not None and not have_one_answer(spec, part.call.dedup):
-                    same = ask_of(settings_of(spec)), step.prompt if isinstance(step.prompt, str) else None
+                    same = ask_of(settings_of(spec)), _what(step.prompt)
                     part.call = replace(part.call, spec=replace(part.call.spec, repeat=alike[same]))
                     alike[same] += 1
             self.count_rows()
@@ -303,6 +303,16 @@ def _checked(steps: Sequence[Step]) -> list[Step]:
     if twice := [name for name in names if names.count(name) > 1]:
         raise SettingError(f"two steps are named {twice[0]!r}: each needs a name of its own, for its column")
     return found
+
+
+def _what(prompt: PromptLike) -> Hashable:
+    """What a prompt is known by: of a function its code, which is the same for each that one line makes."""
+    known: Hashable = getattr(prompt, "__code__", prompt)
+    try:
+        hash(known)
+    except TypeError:
+        return id(prompt)
+    return known
 
 
 async def _close_stores(calls: Iterable[PreparedCall]) -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..engine.columns import UNKNOWN
+from ..errors import SettingError
 from ..pool.templates import odd_prompts
 from ..records import Failure, FailureKind, Prompts
 from ..runs.events import (
@@ -102,10 +103,18 @@ class StepRun:
 
     async def next(self) -> list[int]:
         """The next rows of its run; none when no more will come, or the next must be asked in a run of their own."""
-        rows = await self._come()
-        if await self.call.pool.goes_on(self.call.spec, self.prompts, rows, self._odd):
-            return rows
-        self._kept = rows
+        while rows := await self._come():
+            try:
+                if not await self.call.pool.goes_on(self.call.spec, self.prompts, rows, self._odd):
+                    self._kept = rows
+                    return []
+            except SettingError as exc:  # such as a parameter that the other route refuses
+                odd = [row for row in rows if odd_prompts(self.prompts.texts, [row]).keys() - self._odd.keys()]
+                self._fail(dict.fromkeys(odd, str(exc)))
+                self._pass_on(odd)
+                rows = [row for row in rows if not self.frame.columns.is_settled(row)]
+            if rows:
+                return rows
         return []
 
     async def _come(self) -> list[int]:
@@ -135,14 +144,17 @@ class StepRun:
             if columns.is_settled(row) and frame.made[row] != text:  # of an earlier pass; its prompt was another one
                 self._take_back(row)
             frame.made[row] = self.prompts.texts[row] = text
-        now = time.monotonic()
-        for row, error in found.errors.items():
-            if not columns.is_settled(row):
-                columns.fail(row, error)
-                self._whole.emit(self._place, RowFailed(row, Failure(FailureKind.REJECTED, error), now))
+        self._fail({row: error for row, error in found.errors.items() if not columns.is_settled(row)})
         self._whole.count_rows()
         self._pass_on([row for row in rows if row in found.skipped or columns.is_settled(row)])
         return [row for row in found.texts if not columns.is_settled(row)]
+
+    def _fail(self, errors: Mapping[int, str]) -> None:
+        """Rows fail before they are sent."""
+        now = time.monotonic()
+        for row, error in errors.items():
+            self.frame.columns.fail(row, error)
+            self._whole.emit(self._place, RowFailed(row, Failure(FailureKind.REJECTED, error), now))
 
     def _take_back(self, row: int) -> None:
         columns, why = self.frame.columns, "the answer that its prompt was made of was taken back"

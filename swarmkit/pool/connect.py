@@ -13,7 +13,7 @@ from ..client.model_list import listed_as
 from ..errors import NoEndpointsError, warn
 from ..text import none_of, plural
 from .settings import VLLMSettings, hands_on
-from .targets import Target, is_bare, resolve, watched_hostfile
+from .targets import Target, may_be_misread, resolve, watched_hostfile
 from .vllm_pool import VLLMPool
 from .watch import Watch
 
@@ -110,7 +110,7 @@ def connected(target: Target, probe_timeout: float = PROBE_S, watch: bool = Fals
         fitted = fit(
             pool,
             io_thread.call(probe_all(pool._core.transport(), pool.endpoints, probe_timeout, model=pool.model)),
-            f"\n{target!r} was read as a host; there is no file of that name here" if is_bare(target) else "",
+            f"\n{target!r} was read as a host; there is no file of that name here" if may_be_misread(target) else "",
         )
         if path is not None:
             fitted.follow(Watch(path, lambda: listed().endpoints, fitted, probe_timeout))

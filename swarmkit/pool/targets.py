@@ -15,12 +15,13 @@ from ..client.hostfile import DEFAULT_PORT, AgentEndpoint, as_endpoint, read_hos
 from ..client.job_hosts import NODES_IN, job_hosts
 from ..errors import HostfileError, SettingError
 
-__all__ = ["Target", "default_hostfile", "is_bare", "resolve", "watched_hostfile"]
+__all__ = ["Target", "default_hostfile", "may_be_misread", "resolve", "watched_hostfile"]
 
 _VARIABLES = ("SWARMKIT_HOSTFILE", "AURORA_SWARM_HOSTFILE")
 _FILES = (".hostfile", ".txt", ".hosts", ".list", ".csv", ".json", ".toml", ".yaml", ".yml", "hostfile", "hosts")
 """Suffixes and names of files that are not read as names of hosts."""
 _HOSTS = re.compile(r"[A-Za-z0-9][\w.,\[\]-]*")
+_ADDRESS = re.compile(r"localhost|[\d,\[\]-]+(\.[\d,\[\]-]+){3,}", re.IGNORECASE)
 _JOB = re.compile(rf"({'|'.join(NODES_IN)}):([0-9]{{0,5}})")
 
 
@@ -107,9 +108,14 @@ def _expand(target: Any) -> Iterable[AgentEndpoint | os.PathLike[str]]:
     )
 
 
-def is_bare(target: object) -> bool:
-    """Whether a target is the name of a host, or of several, without a port."""
-    return isinstance(target, str) and _HOSTS.fullmatch(target) is not None
+def may_be_misread(target: object) -> bool:
+    """Whether a target that was read as a host may have been meant as a file: a name without a port, no address."""
+    return (
+        isinstance(target, str)
+        and _HOSTS.fullmatch(target) is not None
+        and _ADDRESS.fullmatch(target) is None
+        and not Path(target).expanduser().is_file()
+    )
 
 
 def _from_text(text: str) -> Sequence[AgentEndpoint | Path]:
@@ -123,7 +129,7 @@ def _from_text(text: str) -> Sequence[AgentEndpoint | Path]:
         or path.name in _FILES
         or ("/" in text and "://" not in text and not text.startswith("unix:"))
     )
-    if looks_like_file or ("://" not in text and ":" not in text and not is_bare(text)):
+    if looks_like_file or ("://" not in text and ":" not in text and not _HOSTS.fullmatch(text)):
         raise HostfileError(
             f"there is no hostfile {shown_address(text)} here ({Path.cwd()}). For an address, write host:port or http://host:port"
         )

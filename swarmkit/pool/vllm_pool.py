@@ -303,6 +303,11 @@ class VLLMPool(AgentPool):
 
         ``seen`` has its odd prompts so far, by kind (``odd_prompts``), and gets those of these rows: only a new kind is
         looked at.
+
+        Raises
+        ------
+        SettingError
+            The routes of a new kind refuse what the run asks for; ``seen`` stays as it was.
         """
         new = {kind: text for kind, text in odd_prompts(prompts.texts, rows).items() if kind not in seen}
         if not new:
@@ -310,10 +315,10 @@ class VLLMPool(AgentPool):
         asked = replace(await self._complete(spec), schema=None, logprobs=None)
         try:
             before = await self._plans(asked, list(seen.values()))
-            seen.update(new)
-            now = await self._plans(asked, list(seen.values()))
+            now = await self._plans(asked, [*seen.values(), *new.values()])
         except NoEndpointsError:  # for a while: the run waits for them
-            return True
+            now = before = []
+        seen.update(new)
         return [plan.route for plan in before] == [plan.route for plan in now]
 
     async def label_tokens(self, spec: RequestSpec, text: str, choices: Sequence[Sequence[str]]) -> LabelTokens:
