@@ -307,7 +307,7 @@ def _checked(steps: Sequence[Step]) -> list[Step]:
 
 def _what(prompt: PromptLike) -> Hashable:
     """What a prompt is known by: of a function its code, which is the same for each that one line makes."""
-    known: Hashable = getattr(prompt, "__code__", prompt)
+    known: Any = getattr(prompt, "__code__", prompt)
     try:
         hash(known)
     except TypeError:
