@@ -307,12 +307,8 @@ def _checked(steps: Sequence[Step]) -> list[Step]:
 
 def _what(prompt: PromptLike) -> Hashable:
     """What a prompt is known by: of a function its code, which is the same for each that one line makes."""
-    known: Any = getattr(prompt, "__code__", prompt)
-    try:
-        hash(known)
-    except TypeError:
-        return id(prompt)
-    return known
+    known: object = getattr(prompt, "__code__", prompt)
+    return known if isinstance(known, Hashable) else id(prompt)
 
 
 async def _close_stores(calls: Iterable[PreparedCall]) -> None:
