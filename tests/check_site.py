@@ -58,4 +58,4 @@ def faults(folder: Path) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.exit("\n".join(faults(Path(sys.argv[1]))))
+    sys.exit("\n".join(faults(Path(sys.argv[1]))) or None)
