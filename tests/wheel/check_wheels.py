@@ -75,7 +75,7 @@ def build(folder: Path) -> tuple[Path, Path]:
     return wheel, unpacked
 
 
-def check(version: str, python: Path, folder: Path, wheel: Path, tests: Path) -> None:
+def check(version: str, python: Path, folder: Path, wheel: Path, tests: Path, newest: tuple[str, ...]) -> None:
     """Run the tests on one Python, with two versions of pandas."""
     begun = time.monotonic()
     home = folder / version
@@ -83,7 +83,7 @@ def check(version: str, python: Path, folder: Path, wheel: Path, tests: Path) ->
     here = home / "bin/python"
     pip = (folder / "tools/bin/python", "-m", "pip", "--python", here, "install", "-q", "--no-compile")
     run(*pip, wheel, *requirements())
-    for pandas, files in (("pandas", (FRAMES, FAULTS)), (OLDEST.get(version, "pandas==2.2.*"), (FRAMES,))):
+    for pandas, files in (("pandas", newest), (OLDEST.get(version, "pandas==2.2.*"), (FRAMES,))):
         run(*pip, "--only-binary=:all:", pandas)
         words = "import swarmkit, pandas; print(swarmkit.__version__, swarmkit.__path__[0], pandas.__version__)"
         release, path, installed = run(here, "-c", words, cwd=tests).split()
@@ -102,7 +102,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--need", nargs="*", default=[], metavar="VERSION", help="Pythons that must be there")
     parser.add_argument("--only", nargs="*", default=PYTHONS, metavar="VERSION", help="Pythons to use; else all")
+    parser.add_argument("--frames", action="store_true", help="the tests of frames only")
     arguments = parser.parse_args()
+    newest = (FRAMES,) if arguments.frames else (FRAMES, FAULTS)
     pythons = {version: path for version in arguments.only if (path := find(version))}
     if missing := set(arguments.need) - set(pythons):
         raise SystemExit(f"Python {', '.join(sorted(missing))} is needed, and there is {', '.join(pythons) or 'none'}")
@@ -110,7 +112,7 @@ def main() -> None:
         folder = Path(name)
         wheel, tests = build(folder)
         with ThreadPoolExecutor(3) as pool:  # the tests wait more than they compute
-            for done in [pool.submit(check, v, path, folder, wheel, tests) for v, path in pythons.items()]:
+            for done in [pool.submit(check, v, path, folder, wheel, tests, newest) for v, path in pythons.items()]:
                 done.result()
 
 
