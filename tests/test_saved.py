@@ -13,6 +13,8 @@ import pytest
 from nbclient import NotebookClient
 from nbconvert import HTMLExporter
 
+pytestmark = pytest.mark.slow  # each starts a kernel
+
 CELLS = {
     "setup": """
 import os, signal, tempfile, threading, time, warnings
