@@ -7,7 +7,9 @@ from __future__ import annotations
 import pytest
 
 SLOW = (
+    "00_quickstart",
     "03_batch_vs_single",
+    "04_endpoints",
     "05_failures_and_resume",
     "06_chat_templates",
     "07_gene_annotation",
