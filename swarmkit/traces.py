@@ -57,6 +57,6 @@ def _own_lines(error: BaseException, shell: Any) -> list[str]:
 
 def shortened(error: E) -> E:
     """Let one error of Python's own, such as a TypeError or a KeyboardInterrupt, show as those of swarmkit do."""
-    # IPython looks for this name. Unlike a lambda, a partial goes to other processes with the error.
-    error._render_traceback_ = partial(trace_lines, error)  # type: ignore[attr-defined]
+    # Unlike a lambda, a partial goes to other processes with the error.
+    error._render_traceback_ = partial(trace_lines, error)  # type: ignore[attr-defined]  # IPython looks for this name
     return error
