@@ -7,6 +7,7 @@ reply whose indexes are not exactly those requested is rejected as a whole.
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Collection, Mapping, Sequence
@@ -493,9 +494,9 @@ def _plain_replies(choices: list[Any], n_slots: int) -> list[Reply] | None:
         return None
     if not plain or indexes != tuple(range(n_slots)) or _counts(choices[0], None) != (None, None):
         return None
-    return [
-        Reply(i, 0, text, reason, None, None, None) for i, text, reason in zip(indexes, texts, reasons, strict=True)
-    ]
+    none = itertools.repeat(None)
+    fields = indexes, itertools.repeat(0), texts, reasons, none, none, none, none, none
+    return list(map(Reply._make, zip(*fields, strict=False)))
 
 
 def _read_completion(choice: Mapping[str, Any], index: int, n: int, usage: Any) -> Reply:

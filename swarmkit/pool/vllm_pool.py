@@ -440,7 +440,7 @@ class VLLMPool(AgentPool):
         extra = len(template.prefix) + len(template.suffix) if template else sum(map(len, turns)) + 64
         buffer = 0 if spec.kind == "embeddings" else self.buffer
         sizing = Sizing(spec.max_tokens, context, _FEWEST_CHARS_A_TOKEN, int(extra / 2), buffer)
-        longest = max((len(prompts.texts[r] or "") for r in rows), default=0)
+        longest = max(map(len, filter(None, map(prompts.texts.__getitem__, rows))), default=0)
         if context is None or (not measure and (sizing.room_chars is None or longest <= sizing.room_chars)):
             return sizing  # every prompt leaves room for the full max_tokens, even in the worst case
         return replace(sizing, chars_per_token=await self._calibrate(spec, prompts, rows))
