@@ -17,7 +17,7 @@ __all__ = ["first_answer"]
 T = TypeVar("T")
 
 _SIDE_BY_SIDE = 3
-_STAGGER_S = 2.0  # an endpoint that has not answered by then gets company
+_STAGGER_S = 0.5  # an endpoint that has not answered by then gets company
 _TRIES = 3  # of each endpoint, for a fault that may pass
 _ENDPOINTS = 64  # tried at most
 _LIMIT_S = 60.0
