@@ -27,7 +27,7 @@ _GROUPS = 16  # lengths that the answers of one request are taken to have, at mo
 _PIECES = 1_500  # such groups of answers that are played again of one endpoint, at most
 _ENDPOINTS = 8  # endpoints whose requests are fitted; for the others their speed is found beside these
 _CHUNK = 2_048  # prompt tokens that vLLM reads in a step, by default: then the first rows get their first tokens
-_WEIGHTS = np.array([0.5, 0.5, 1.0])  # of the first token, the first row and the end of a request
+_WEIGHTS = np.array([0.5, 0.15, 1.0])  # of the first token, the first row (which answer that is is a guess), the end
 _OUTLIER = 0.15  # of a request's time: what is off by more counts less
 # How much it counts against a pace that neighbours, prompts, or the latency are all of the time. Latency is little.
 _PRIOR = np.array([0.0, 0.04, 0.04, 0.2])
