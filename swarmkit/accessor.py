@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, Generic, Literal, ParamSpec,
 import pandas as pd
 
 from .runs.notebook import show_warnings_in_boxes
-from .runs.picture import register_picture
-from .runs.progress import register_monitor
+from .runs.registered import register_monitor, register_picture
 from .text import plural
 
 if TYPE_CHECKING:

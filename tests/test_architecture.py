@@ -181,6 +181,18 @@ def test_exports_are_what_type_checkers_see():
         assert getattr(swarmkit, name).__doc__, f"swarmkit.{name} has no docstring"
 
 
+def test_importing_the_package_imports_little_more_than_pandas():
+    code = (
+        "import sys, pandas; before = {*sys.modules}; import swarmkit\n"
+        "print(*sorted({name.split('.')[0] for name in {*sys.modules} - before if name[0] != '_'}))\n"
+        "print(sum(name.startswith('swarmkit.') for name in sys.modules))"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=ROOT)
+    imported, modules = ran.stdout.splitlines()
+    assert set(imported.split()) <= {"swarmkit", "html"}
+    assert int(modules) <= 10
+
+
 def test_dir_shows_public_names_only():
     assert dir(swarmkit) == swarmkit.__all__
     assert not [name for name in dir(swarmkit) if name.startswith("_") and name != "__version__"]

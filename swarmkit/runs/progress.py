@@ -16,8 +16,9 @@ from .counts import Counts, took
 from .events import RequestEnded, RowFailed, RowsDone, RowsRetracted, RunEnded, RunEvent, RunStarted, RunWaits
 from .listeners import listener_failed
 from .notebook import BLUE, RED, SKY, Slot, bar_html, in_notebook
+from .registered import monitor
 
-__all__ = ["Bar", "in_notebook", "register_monitor", "show_monitor", "wanted"]
+__all__ = ["Bar", "in_notebook", "show_monitor", "wanted"]
 
 if TYPE_CHECKING:
     from .run import Run
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 _CELL_S = 0.3
 """Seconds between two states of a bar in a cell, and from a run's start to the first: many runs are over by then."""
 _LINE_S = 0.1  # and in a terminal
-_monitors: list[Callable[[Run], object]] = []
 
 
 class Bar:
@@ -232,17 +232,11 @@ def wanted(progress: bool | Literal["auto"]) -> bool:
     return os.environ.get("SWARMKIT_PROGRESS") != "0" and (in_notebook() or bool(sys.stderr and sys.stderr.isatty()))
 
 
-def register_monitor(show: Callable[[Run], object]) -> Callable[[Run], object]:
-    """Register ``show`` for the runs that are called with ``monitor=True``; the newest registration is used."""
-    _monitors.append(show)
-    return show
-
-
 def show_monitor(run: Run) -> None:
     """Display a run as ``monitor=True`` asks for, if a monitor is registered. One that raises is reported like a
     listener, and the run goes on."""
-    if _monitors:
+    if (show := monitor()) is not None:
         try:
-            _monitors[-1](run)
+            show(run)
         except Exception as exc:  # noqa: BLE001 - whatever it is, it is not the run's; it is reported
-            run.stats.listener_errors.append(listener_failed(_monitors[-1], exc))
+            run.stats.listener_errors.append(listener_failed(show, exc))

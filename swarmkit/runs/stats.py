@@ -28,7 +28,7 @@ from .events import (
     RunWaits,
 )
 from .notebook import Slot
-from .picture import picture
+from .registered import picture
 from .roster import Roster
 from .story import Story
 
