@@ -62,7 +62,7 @@ KNOWS_NOTHING_OF = {
     "pool": PANDAS,
     "store": {"pandas"} | HTTP,
     "patterns": PANDAS | HTTP,
-    "frames": HTTP | {"ipywidgets", "swarmkit.client.transport", "swarmkit.client.wire"},
+    "frames": HTTP | {"ipywidgets", "swarmkit.client.transport", "swarmkit.client.wire", "swarmkit.client.replies"},
     "widgets": HTTP,
     "analysis": HTTP | {"swarmkit.widgets"},
 }

@@ -28,8 +28,10 @@ import pytest
 from scripted import Call, Scripted
 
 import swarmkit as sk
+from swarmkit.client.error_replies import Malformed, StreamFailed
 from swarmkit.client.hostfile import AgentEndpoint
-from swarmkit.client.wire import Malformed, RowStream, StreamFailed, decode_counted
+from swarmkit.client.replies import decode_counted
+from swarmkit.client.row_stream import RowStream
 from swarmkit.engine.columns import Columns
 from swarmkit.frames.call import arguments, read_options
 from swarmkit.frames.scatter import ScatterFrame

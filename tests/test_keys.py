@@ -22,9 +22,9 @@ from scripted import Call, Scripted
 from test_cli import environment, run
 
 import swarmkit as sk
+from swarmkit.client.error_replies import Malformed, StreamFailed
 from swarmkit.client.hostfile import write_hostfile
 from swarmkit.client.keys import Key
-from swarmkit.client.wire import Malformed, StreamFailed
 from swarmkit.records import Failure, FailureKind
 
 HOSTILE = "no such model\x1b]0;owned\x07\x1b[2J\r\u202e\x9b31m"

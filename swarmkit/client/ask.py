@@ -12,10 +12,13 @@ from typing import Any
 from ..errors import EndpointError
 from ..records import Reply, RequestSpec, Route
 from .aiohttp_transport import Bounds
+from .error_replies import StreamFailed
 from .hostfile import AgentEndpoint
 from .persist import persistently
+from .replies import decode_counted
+from .row_stream import RowStream
 from .transport import SMALL_REPLY, Transport
-from .wire import RowStream, StreamFailed, decode_counted, encode, path_of
+from .wire import encode, path_of
 
 __all__ = ["ask"]
 

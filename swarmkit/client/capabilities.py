@@ -15,12 +15,15 @@ from ..errors import EndpointError
 from ..records import Failure, FailureKind, Reply, RequestSpec, Route
 from .aiohttp_transport import Bounds
 from .ask import ask
+from .error_replies import Malformed, error_message
 from .hostfile import AgentEndpoint
+from .json_bytes import read_json
 from .model_list import listed_models, nearest, serves
 from .open_files import sockets
+from .row_stream import RowStream
 from .text_routes import NO_ROUTE, gives_vectors, refusals_of_text, unknown_model
 from .transport import SMALL_REPLY, Transport
-from .wire import OPTIONAL, TOKEN_LIMIT, Malformed, RowStream, error_message, read_json
+from .wire import OPTIONAL, TOKEN_LIMIT
 
 __all__ = [
     "Capabilities",

@@ -21,10 +21,11 @@ from ..errors import EndpointError
 from ..records import RequestSpec, Route
 from ..text import plural
 from .ask import ask
+from .error_replies import Malformed
 from .hostfile import AgentEndpoint
 from .tokenizer import CannotLearn, Tokenizer, or_none, prompt_tokens, says_no
 from .transport import Transport
-from .wire import Malformed, encode, path_of
+from .wire import encode, path_of
 
 __all__ = [
     "FOR_CHATS",

@@ -15,9 +15,10 @@ import openai
 
 from ..records import Failure, FailureKind
 from .aiohttp_transport import BadProxy, StaleConnection, TooLong, WrongReply
+from .error_replies import error_message, kind_of, refuses_key
 from .inflate import Undecodable
+from .json_bytes import read_json
 from .rate_headers import quota_of, retry_after_s
-from .wire import error_message, kind_of, read_json, refuses_key
 
 __all__ = ["CONNECT_S", "causes", "classify"]
 

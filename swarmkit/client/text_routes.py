@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from ..errors import EndpointError
 from ..records import Failure, FailureKind, RequestSpec, Route
 from .ask import ask
+from .error_replies import Malformed
 from .hostfile import AgentEndpoint
 from .transport import Transport
-from .wire import Malformed
 
 __all__ = ["NO_ROUTE", "gives_vectors", "has_route", "refusals_of_text", "unknown_model", "why_no_text"]
 

@@ -41,13 +41,13 @@ from .failures import classify
 from .hostfile import AgentEndpoint
 from .http_settings import HttpSettings
 from .inflate import inflater
+from .json_bytes import read_json
 from .keys import Key
 from .openai_client import ADDED_TO_EACH_REQUEST, DirectClient, new_client, timeout_of
 from .persist import persistently
 from .proxy import Proxy, of_environment
 from .rate_headers import RateWatch, quota_of
 from .ssh import Forwards, host_of
-from .wire import read_json
 
 __all__ = ["SMALL_REPLY", "HttpReply", "Transport"]
 

@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from ..client.capabilities import ServerInfo, probe_capabilities, without_refused
 from ..client.chat_template import CannotLearn, ChatTemplate, learn
 from ..client.constraints import PROBES, Dialect, fields_of
+from ..client.error_replies import Malformed
 from ..client.open_files import sockets
 from ..client.thinking import find_switch, opens, without_thoughts
 from ..client.transport import Transport
-from ..client.wire import Malformed, encode, path_of
+from ..client.wire import encode, path_of
 from ..errors import EndpointError
 from ..records import FailureKind, Reply, RequestSpec, Route
 from .constraining import Probe

@@ -16,10 +16,10 @@ from typing import Any
 
 from ..client.capabilities import without_refused
 from ..client.constraints import PROBES, UNCONSTRAINED, Dialect, fields_of
+from ..client.error_replies import Malformed
 from ..client.hostfile import AgentEndpoint
 from ..client.open_files import sockets
 from ..client.transport import Transport
-from ..client.wire import Malformed
 from ..errors import EndpointError
 from ..records import FailureKind, Reply, RequestSpec, Route
 from ..schema import Schema

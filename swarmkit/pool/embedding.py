@@ -7,10 +7,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ..client.capabilities import without_refused
+from ..client.error_replies import Malformed
 from ..client.hostfile import AgentEndpoint
 from ..client.text_routes import NO_ROUTE
 from ..client.vectors import length_of
-from ..client.wire import Malformed
 from ..errors import EndpointError, SettingError
 from ..records import Failure, FailureKind, Reply, RequestSpec, Route
 from ..text import printable

@@ -17,21 +17,14 @@ from functools import partial
 from typing import Any, Literal
 
 from ..client.aiohttp_transport import Bounds
+from ..client.error_replies import Malformed, StreamFailed
 from ..client.failures import CONNECT_S
 from ..client.hostfile import AgentEndpoint
+from ..client.replies import UNFINISHED, decode_counted, longest_reply
+from ..client.row_stream import RowStream
 from ..client.thinking import STILL_THINKING
 from ..client.transport import Transport
-from ..client.wire import (
-    PRIORITY,
-    UNFINISHED,
-    Malformed,
-    RowStream,
-    StreamFailed,
-    decode_counted,
-    encode,
-    longest_reply,
-    path_of,
-)
+from ..client.wire import PRIORITY, encode, path_of
 from ..engine import messages
 from ..engine.breaker import Breaker
 from ..engine.columns import UNKNOWN, Columns

@@ -11,9 +11,10 @@ from dataclasses import replace
 from typing import Any
 
 from ..client.capabilities import without_refused
+from ..client.error_replies import Malformed
 from ..client.hostfile import AgentEndpoint
+from ..client.row_stream import RowStream
 from ..client.transport import Transport
-from ..client.wire import Malformed, RowStream
 from ..errors import EndpointError, SettingError
 from ..records import Failure, FailureKind, RequestSpec, Route
 from ..text import printable

@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from ..client.capabilities import without_refused
+from ..client.error_replies import Malformed
 from ..client.hostfile import AgentEndpoint
 from ..client.tokenizer import Tokenizer
-from ..client.wire import LOGPROB_FIELDS, Malformed
+from ..client.wire import LOGPROB_FIELDS
 from ..errors import EndpointError
 from ..records import FailureKind, RequestSpec, Route
 from ..runs.stats import UNTOLD

@@ -26,7 +26,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, TypeGuard
 
-from ..client.wire import read_json
+from ..client.json_bytes import read_json
 from ..errors import StoreError
 from ..text import plural
 

@@ -20,8 +20,9 @@ from contract.targets import Target
 
 import swarmkit as sk
 from swarmkit.client import io_thread
+from swarmkit.client.replies import decode_counted
 from swarmkit.client.transport import Transport
-from swarmkit.client.wire import decode_counted, encode, path_of
+from swarmkit.client.wire import encode, path_of
 from swarmkit.engine.columns import Columns
 from swarmkit.records import Prompts, RequestSpec, Route
 from swarmkit.runs.events import RequestEnded, RowsDone, RunEvent
