@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import random
 import time
 from array import array
 from collections import Counter
 from collections.abc import AsyncIterator, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from ..client.hostfile import AgentEndpoint
@@ -23,7 +25,7 @@ from ..engine.scheduler import Scheduler
 from ..engine.token_budgets import Sizing
 from ..errors import NoEndpointsError, SettingError
 from ..records import Failure, FailureKind, Prompts, RequestSpec
-from ..runs.events import Listener, RowFailed, RunEnded, RunEvent, RunStarted
+from ..runs.events import Listener, RowFailed, RowsDone, RunEnded, RunEvent, RunStarted
 from ..runs.listeners import Listeners
 from ..runs.log import RunLog
 from ..runs.stats import UNTOLD, RunStats
@@ -79,8 +81,9 @@ class PoolRun:
         self.left: list[int] = []
         self.distrusted: set[str] = set()
         self._given = given
-        self._emit = self._emitter()
         self._pool = pool
+        self._counted: list[float] = []  # tokens a character, as servers count, once one has said it
+        self._emit = self._emitter()
         self._odd = odd_prompts(given.prompts.texts, given.rows)
         self._texts = texts
         self._plans = plans
@@ -157,6 +160,8 @@ class PoolRun:
         given = self._given
         guarded = Listeners([RunLog(), *given.listeners], given.stats.listener_errors)
         called: list[Listener] = [given.stats, *given.parts, guarded]
+        if self._pool.batch.max_batch_tokens is not None:
+            called.append(partial(_count_once, given, self._counted))
 
         def emit(event: RunEvent) -> None:
             for listener in called:
@@ -206,7 +211,7 @@ class PoolRun:
 
     def _scheduler(self) -> Scheduler:
         given, pool, sizing, places = self._given, self._pool, self._sizing, self._places
-        texts, n, infos = given.prompts.texts, given.spec.n, pool._core.infos
+        texts, n, infos, counted = given.prompts.texts, given.spec.n, pool._core.infos, self._counted
         awaited = given.arrivals.awaited if given.arrivals else 0
         chars = array("q", [len(text) if text else 0 for text in texts])
         limited = sizing.limited(self._unfitted(given.rows), chars)
@@ -217,7 +222,9 @@ class PoolRun:
         queues = dict(zip(places, homes, strict=True))
 
         def tokens(row: int) -> int:
-            return sizing.estimate(len(texts[row] or "")) + n * limited.get(row, sizing.cap)
+            size = len(texts[row] or "")
+            prompt = math.ceil(counted[0] * size) if counted else sizing.estimate(size)
+            return prompt + n * limited.get(row, sizing.cap)
 
         return Scheduler(
             self._fleet(queues.keys()),
@@ -306,3 +313,12 @@ class PoolRun:
         if UNTOLD in plan.note and not any(UNTOLD in other.note for other in self._plans):
             raise SettingError(UNTOLD)
         return plan
+
+
+def _count_once(given: Given, counted: list[float], event: RunEvent) -> None:
+    """Take the tokens of a character from the first answers whose prompts the server has counted."""
+    if isinstance(event, RowsDone) and event.rows and not counted:
+        chars = sum(len(given.prompts.texts[row] or "") for row in event.rows)
+        tokens = (event.usage or given.columns.cost(event.rows)).prompt_tokens
+        if chars and tokens:
+            counted.append(tokens / chars)
