@@ -172,6 +172,15 @@ def test_how_many_tokens_a_text_has_is_taken_from_what_the_server_has_counted(a_
     assert max(sizes) > 20 or a_char == 1.0
 
 
+def test_vectors_are_awaited(pool: sk.VLLMPool) -> None:
+    frame = FRAME[:9]
+    pd.testing.assert_frame_equal(asyncio.run(sk.aembed(frame, "text")), sk.embed(frame, "text"))
+    array = asyncio.run(frame["text"].swarm.aembed(as_array=True, dimensions=16))
+    assert array.tobytes() == frame.swarm.embed("text", as_array=True, dimensions=16).tobytes()
+    with pytest.raises(sk.SettingError, match="dimensions=0"):
+        asyncio.run(frame.swarm.aembed("text", dimensions=0))
+
+
 def test_templates_functions_and_details(pool: sk.VLLMPool) -> None:
     found = FRAME[:9].swarm.embed("query: {text}", out="v", details=True)
     assert array_of(found["v"]).tobytes() == expected("query: " + FRAME["text"][:9]).tobytes()
