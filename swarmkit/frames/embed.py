@@ -25,7 +25,7 @@ from .scatter import ScatterFrame
 from .signatures import takes
 from .typed import text_column
 
-__all__ = ["VectorFrame", "aembed", "embed"]
+__all__ = ["VectorFrame", "aembed", "embed", "embed_call"]
 
 _SHOWN = 4  # numbers of a vector
 _OURS = {"embed_dtype", "encoding_format", "endianness", "input", "model"}  # fields that say how vectors are read
@@ -116,14 +116,15 @@ def _prepared(
     verb: Callable[..., Any], df: pd.DataFrame, prompt: PromptLike, options: Mapping[str, object]
 ) -> tuple[VectorFrame, Callable[[], Run]]:
     given = arguments(verb, options)
+    frame = VectorFrame(df, prompt, given)
+    return frame, lambda: frame.start(embed_call(given))
+
+
+def embed_call(given: Mapping[str, Any]) -> PreparedCall:
+    """Read and check the keywords of an embed."""
     dimensions = given["dimensions"]
     if dimensions is not None and not is_whole(dimensions, 1):
         raise SettingError(f"dimensions={dimensions!r}: must be a whole number, 1 or more")
-    frame = VectorFrame(df, prompt, given)
-    return frame, lambda: frame.start(_call(given, dimensions))
-
-
-def _call(given: Mapping[str, Any], dimensions: int | None) -> PreparedCall:
     if taken := sorted(_OURS & set(given["extra_body"] or ())):
         raise SettingError(f"{taken[0]} in extra_body is swarmkit's own: vectors are read as they are asked for here")
     call = read_options(given)
