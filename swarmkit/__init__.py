@@ -50,6 +50,7 @@ if TYPE_CHECKING:  # "as" marks names that type checkers let users import from h
     from .errors import SwarmWarning as SwarmWarning
     from .errors import UnknownColumnError as UnknownColumnError
     from .frames.classify import classify as classify
+    from .frames.embed import aembed as aembed
     from .frames.embed import embed as embed
     from .frames.pipeline import pipeline as pipeline
     from .frames.provenance import methods as methods
@@ -116,7 +117,7 @@ _HOMES = {
     "frames.pipeline": ("pipeline",),
     "frames.provenance": ("methods",),
     "frames.steps": ("Step",),
-    "frames.embed": ("embed",),
+    "frames.embed": ("aembed", "embed"),
     "frames.verbs": (
         "ascatter",
         "atree_reduce",

@@ -7,7 +7,7 @@ modules import the HTTP client, and ``import swarmkit`` must be quick.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, Literal, ParamSpec, Protocol, TypeVar, Unpack, overload
 
@@ -43,6 +43,8 @@ __all__ = ["FrameSwarm", "SeriesSwarm", "overview"]
 P = ParamSpec("P")
 R_co = TypeVar("R_co", covariant=True)
 M = TypeVar("M")
+F_co = TypeVar("F_co", covariant=True)
+A_co = TypeVar("A_co", covariant=True)
 
 
 show_warnings_in_boxes()
@@ -106,17 +108,22 @@ class _DefaultPrompt(Protocol[P, R_co]):
     def __call__(self, prompt: PromptLike | None = "value", *args: P.args, **options: P.kwargs) -> R_co: ...
 
 
-class _Embeds(Protocol):
-    """``embed`` as a method; that of a frame needs its prompt."""
+class _Embeds(Protocol[F_co, A_co]):
+    """``embed`` as a method, which returns a frame or an array; that of a frame needs its prompt."""
 
     @overload
     def __call__(
         self, prompt: PromptLike = "value", *, as_array: Literal[False] = False, **options: Unpack[EmbedOptions]
-    ) -> pd.DataFrame: ...
+    ) -> F_co: ...
     @overload
     def __call__(
         self, prompt: PromptLike = "value", *, as_array: Literal[True], **options: Unpack[EmbedOptions]
-    ) -> npt.NDArray[np.float32]: ...
+    ) -> A_co: ...
+
+
+if TYPE_CHECKING:
+    Embeds = _Embeds[pd.DataFrame, npt.NDArray[np.float32]]
+    AwaitedEmbeds = _Embeds[Awaitable[pd.DataFrame], Awaitable[npt.NDArray[np.float32]]]
 
 
 def _of_frame(load: Callable[[], Callable[Concatenate[pd.DataFrame, P], R_co]]) -> _Verb[Callable[P, R_co]]:
@@ -150,7 +157,8 @@ class FrameSwarm:
     similar = _of_frame(lambda: likeness.similar)
     dedupe = _of_frame(lambda: likeness.dedupe)
     pipeline = _of_frame(lambda: pipelines.pipeline)
-    embed: _Verb[_Embeds] = _Verb(lambda: embedding.embed)
+    embed: _Verb[Embeds] = _Verb(lambda: embedding.embed)
+    aembed: _Verb[AwaitedEmbeds] = _Verb(lambda: embedding.aembed)
     preview = _of_frame(lambda: verbs.preview)
     show = _of_frame(lambda: looking.show)
     failed = _of_frame(lambda: looking.failed)
@@ -182,7 +190,8 @@ class SeriesSwarm:
     similar = _of_column(lambda: likeness.similar)
     dedupe = _of_column(lambda: likeness.dedupe)
     pipeline = _of_frame(lambda: pipelines.pipeline)
-    embed: _Verb[_Embeds] = _Verb(lambda: embedding.embed, prompt="value")
+    embed: _Verb[Embeds] = _Verb(lambda: embedding.embed, prompt="value")
+    aembed: _Verb[AwaitedEmbeds] = _Verb(lambda: embedding.aembed, prompt="value")
     preview = _of_values(lambda: verbs.preview)
     compare = _of_values(lambda: comparison.compare)
     estimate = _of_values(lambda: estimation.estimate)

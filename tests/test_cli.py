@@ -95,7 +95,7 @@ def table(text: str | Path) -> pd.DataFrame:
 
 
 def test_every_command_has_help_with_an_example():
-    commands = ["scatter", "tree-reduce", "compare", "probe", "launch", "serve", "demo"]
+    commands = ["scatter", "tree-reduce", "embed", "compare", "probe", "launch", "serve", "demo"]
     bare, *helps = at_once(lambda words: run(*words), [["--help"], *([c, "--help"] for c in commands)])
     texts = dict(zip(commands, helps, strict=True))
     assert bare.returncode == 0
@@ -103,7 +103,7 @@ def test_every_command_has_help_with_an_example():
         assert name in bare.stdout
         assert done.returncode == 0
         assert re.search(rf"^example.*:\n  swarmkit {name}", done.stdout, re.MULTILINE), name
-    for name in ("scatter", "tree-reduce", "compare"):
+    for name in ("scatter", "tree-reduce", "embed", "compare"):
         assert all(f"\n  {code} " in texts[name].stdout for code in (0, 1, 2, 3, 4, 130))
 
 

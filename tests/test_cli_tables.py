@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from test_cli import ASK, GENES, KEY, environment, hostfile, run, table, to
@@ -415,3 +416,37 @@ def test_help_fits_a_terminal_of_80_columns(monkeypatch):
     assert isinstance(commands, dict)
     for help_text in [top.format_help(), *(command.format_help() for command in commands.values())]:
         assert max(map(len, help_text.splitlines())) <= 80, max(help_text.splitlines(), key=len)
+
+
+# ---- embed ------------------------------
+
+
+@pytest.mark.parametrize("form", ["csv", "jsonl", "parquet"])
+def test_embed_writes_the_vectors_that_the_verb_gives(form, host, swarm, tmp_path):
+    source, out = tmp_path / "texts.csv", tmp_path / f"out.{form}"
+    source.write_text("k,t\n1,\n2,lacZ\n3,recA\n4,dnaA\n")
+    words = ["embed", source, "--prompt", "gene: {t}", "-o", out, "--chunk-rows", 1, *to(host)]
+    done = run(*words, "--limit", 2, "--store", tmp_path / "s")
+    assert done.returncode == 1, done.stderr
+    assert "4 rows, 1 failed" in done.stderr
+    assert "1 row not asked, because of --limit" in done.stderr
+    assert "swarmkit scatter" not in done.stderr
+    done = run(*words, "--overwrite", "--store", tmp_path / "s")
+    assert "2 stored" in done.stderr
+    if form == "csv":
+        vectors = [json.loads(text) if text else None for text in table(out)["embedding"]]
+    elif form == "jsonl":
+        vectors = [row["embedding"] for row in lines(out.read_text())]
+    else:
+        vectors = pd.read_parquet(out)["embedding"].tolist()
+    assert vectors[0] is None
+    with sk.connect(swarm) as pool:
+        expected = sk.embed(pd.DataFrame({"t": ["lacZ", "recA", "dnaA"]}), "gene: {t}", pool=pool, as_array=True)
+    assert np.array(vectors[1:], np.float32).tobytes() == expected.tobytes()
+
+
+def test_embed_takes_no_options_of_answers(host, tmp_path):
+    (tmp_path / "t.csv").write_text("t\nlacZ\n")
+    done = run("embed", tmp_path / "t.csv", "--prompt", "{t}", "--temperature", 0, "-o", "-", *to(host))
+    assert done.returncode == 2
+    assert "--temperature" in done.stderr

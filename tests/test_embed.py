@@ -151,6 +151,36 @@ def test_requests_have_no_more_tokens_than_the_servers_take() -> None:
         sk.BatchPolicy(max_batch_tokens=0)
 
 
+@pytest.mark.parametrize("a_char", [0.125, 1.0])
+def test_how_many_tokens_a_text_has_is_taken_from_what_the_server_has_counted(a_char: float) -> None:
+    frame = pd.DataFrame({"text": [f"{'x' * 38}{i:02d}" for i in range(100)]})
+
+    def counting(body: Any) -> Any:
+        tokens = int(a_char * sum(map(len, body["input"])))
+        if len(body["input"]) > 1 and tokens > 200:
+            return 413, {"error": {"message": "too much at once"}}
+        data = [{"index": i, "embedding": expected([text])[0].tolist()} for i, text in enumerate(body["input"])]
+        return {"data": data, "usage": {"prompt_tokens": tokens, "total_tokens": tokens}}
+
+    server = Server({"POST /v1/embeddings": counting})
+    with connected(server, server, batch=sk.BatchPolicy(max_batch_tokens=200, max_in_flight=1)) as pool:
+        found = frame.swarm.embed("text", pool=pool, as_array=True)
+    assert found.tobytes() == expected(frame["text"]).tobytes()
+    assert sk.last_run().stats.failed_requests <= 4, "those that went out before the first answer"
+    sizes = [len(body["input"]) for body in server.of("/v1/embeddings")]
+    assert max(sizes[-4:]) <= 200 / (40 * a_char)
+    assert max(sizes) > 20 or a_char == 1.0
+
+
+def test_vectors_are_awaited(pool: sk.VLLMPool) -> None:
+    frame = FRAME[:9]
+    pd.testing.assert_frame_equal(asyncio.run(sk.aembed(frame, "text")), sk.embed(frame, "text"))
+    array = asyncio.run(frame["text"].swarm.aembed(as_array=True, dimensions=16))
+    assert array.tobytes() == frame.swarm.embed("text", as_array=True, dimensions=16).tobytes()
+    with pytest.raises(sk.SettingError, match="dimensions=0"):
+        asyncio.run(frame.swarm.aembed("text", dimensions=0))
+
+
 def test_templates_functions_and_details(pool: sk.VLLMPool) -> None:
     found = FRAME[:9].swarm.embed("query: {text}", out="v", details=True)
     assert array_of(found["v"]).tobytes() == expected("query: " + FRAME["text"][:9]).tobytes()

@@ -454,7 +454,7 @@ def test_two_steps_take_three_quarters_of_two_scatters_over_sockets() -> None:
         {name: ["w " * int(8 * n) for n in lengths] for name, lengths in (("a", first), ("b", second))}
     )
     how: dict[str, Any] = {"max_tokens": 600, "progress": False}
-    with sk.local(1, engine="echo", addresses=4, tokens_per_s=60, max_num_seqs=32) as swarm, sk.connect(swarm) as pool:
+    with sk.local(1, engine="echo", addresses=4, tokens_per_s=30, max_num_seqs=32) as swarm, sk.connect(swarm) as pool:
         frame.head(1).swarm.scatter("{a}", pool=pool, max_tokens=1)
         began = time.monotonic()
         one = frame.swarm.scatter("{a}", out="one", pool=pool, **how)

@@ -24,7 +24,7 @@ from swarmkit.pool.settings import PoolSettings, VLLMSettings
 
 ROOT = Path(__file__).parent.parent
 FUNCTIONS = ["ascatter", "atree_reduce", "broadcast", "compare", "iter_scatter", "preview", "scatter", "submit"]
-FUNCTIONS += ["estimate", "tree_reduce"]
+FUNCTIONS += ["aembed", "estimate", "tree_reduce"]
 OF_ANSWERS = ["dedupe", "filter", "semantic_entropy", "similar", "vote"]
 METHODS = [name for name in FUNCTIONS if name != "broadcast"]
 VERBS = {

@@ -154,6 +154,14 @@ def test_repeated_prompts_keep_their_own_samples(pool, store):
     pd.testing.assert_frame_equal(first, again)
 
 
+def test_rows_count_once_in_a_store_however_often_they_are_in_it(pool, store):
+    pd.DataFrame({"i": range(3)}).swarm.scatter("n {i}", store=store, n=2, temperature=0.7)
+    (segment,) = store.glob("*.jsonl")
+    segment.with_name(f"{segment.stem}-2.jsonl").write_bytes(segment.read_bytes())  # as two runs at once leave it
+    assert ": 3 rows of " in repr(sk.open_store(store))
+    assert len(sk.open_store(store)) == 6, "answers"
+
+
 def test_errors_are_not_stored(store):
     df = pd.DataFrame({"t": ["good", "POISON", "fine"]})
     with sk.local(1, engine="echo", faults=["bad_row:marker=POISON"]) as swarm, sk.connect(swarm):

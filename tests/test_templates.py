@@ -317,8 +317,55 @@ def test_rows_that_come_to_a_step_later_have_the_route_that_suits_them(odd: str)
     assert found["two"].iloc[30] == "echo: echo: Of question 30, .<quick>"
 
 
-def test_a_row_whose_route_refuses_the_settings_fails_alone() -> None:
-    wait = late(30)
+@pytest.mark.parametrize("options", [{"temperature": 0}, {"temperature": 0.7}], ids=["dedup", "samples"])
+def test_a_resumed_pipeline_asks_later_odd_rows_on_their_route(options: dict[str, Any], tmp_path: Path) -> None:
+    """Whichever odd rows have their answers in the store already."""
+    wait = late(5, 20, 30)
+    frame = FRAME.assign(more=["/no_think" if i in (5, 30) else "please" for i in range(40)])
+    steps = [sk.Step("one", "Of {q}", max_tokens=60), sk.Step("two", "{one}, {more}.")]
+    with serving(Model(READER, before=wait)) as (_, pool):
+        how: dict[str, Any] = {"pool": pool, "store": tmp_path / "s", **options}
+        frame[:10].swarm.pipeline([sk.Step("one", "Of {q}", max_tokens=50), steps[1]], **how)
+        found = frame.swarm.pipeline(steps, **how)
+        assert sk.last_run().stats.stored == 10
+        whole = frame.swarm.pipeline(steps, **how)
+        assert (sk.last_run().stats.stored, sk.last_run().stats.requests) == (80, 0)
+    pd.testing.assert_frame_equal(whole, found)
+    assert found["two"].iloc[[5, 30]].tolist() == [f"echo: echo: Of question {i}, .<quick>" for i in (5, 30)]
+    assert found["two"].iloc[20] == "echo: echo: Of question 20, please."
+
+
+def test_equal_prompts_are_asked_once_though_an_odd_row_is_asked_apart() -> None:
+    frame = FRAME.assign(more=["/no_think" if i in (20, 21) else "please" for i in range(40)], of=["x"] * 40)
+    steps = [sk.Step("one", "Of {q}"), sk.Step("two", "{of}, {more}.", when="{one} != ''")]
+    model = Model(READER, before=late(20, 30))
+    with serving(model) as (_, pool):
+        found = frame.swarm.pipeline(steps, pool=pool, temperature=0)
+        stats = sk.last_run().stats
+    assert found["two"].tolist() == ["echo: x, .<quick>" if i in (20, 21) else "echo: x, please." for i in range(40)]
+    assert (stats.answered, stats.reused) == (40 + 2, 38)
+
+
+def test_repeated_prompts_of_rows_that_are_asked_apart_are_stored_each(tmp_path: Path) -> None:
+    frame = FRAME.assign(more=["/no_think" if i in (20, 21) else "please" for i in range(40)], of=["x"] * 40)
+    steps = [sk.Step("one", "Of {q}"), sk.Step("two", "{of}, {more}.", when="{one} != ''")]
+    how: dict[str, Any] = {"store": tmp_path / "s", "temperature": 0.7}
+    with serving(Model(READER, before=late(20, 30))) as (_, pool):
+        frame.swarm.pipeline(steps, pool=pool, **how)
+        frame.swarm.pipeline(steps, pool=pool, **how)
+        assert (sk.last_run().stats.stored, sk.last_run().stats.requests) == (80, 0)
+
+
+@pytest.mark.parametrize(
+    ("odd", "options"),
+    [({30}, {}), ({3}, {"store": True}), ({3, 30}, {"too_long": "truncate"}), ({*range(40)} - {*range(10, 15)}, {})],
+    ids=["late", "early", "both", "all the early ones"],
+)
+@pytest.mark.filterwarnings("ignore:.*rows failed")
+def test_rows_whose_route_refuses_the_settings_fail_alone(
+    odd: set[int], options: dict[str, Any], tmp_path: Path
+) -> None:
+    wait = late(10, 30)
 
     def refuses(call: Call) -> bool:
         if "/chat/completions" in call.headers.split(" ")[1] and "top_a" in call.body:
@@ -326,14 +373,22 @@ def test_a_row_whose_route_refuses_the_settings_fails_alone() -> None:
             return True
         return wait(call)
 
-    frame = FRAME.assign(more=["/no_think" if i == 30 else "please" for i in range(40)])
+    if "store" in options:
+        options = {"store": tmp_path / "s"}
+    frame = FRAME.assign(more=["/no_think" if i in odd else "please" for i in range(40)])
     steps = [sk.Step("one", "Of {q}"), sk.Step("two", "{one}, {more}."), sk.Step("three", "{two}")]
-    with serving(Model(READER, before=refuses)) as (_, pool), pytest.warns(sk.SwarmWarning):
-        found = frame.swarm.pipeline(steps, pool=pool, extra_body={"top_a": 1})
-    assert found["one"].notna().all()
-    assert found.index[found["two"].isna()].tolist() == found.index[found["three"].isna()].tolist() == [30]
-    assert "top_a" in found["two_error"].iloc[30]
-    assert "the step 'two' failed" in found["three_error"].iloc[30]
+    first = [sk.Step("zero", "{q}, {more}.")]
+    with serving(Model(READER, before=refuses)) as (_, pool):
+        how: dict[str, Any] = {"pool": pool, "extra_body": {"top_a": 1}, "temperature": 0, **options}
+        found = frame.swarm.pipeline(steps, **how)
+        assert set(found.index[found["two"].isna()]) == set(found.index[found["three"].isna()]) == odd
+        assert found["one"].notna().all()
+        assert found["two_error"].dropna().str.contains("top_a").all()
+        assert found["three_error"].dropna().str.contains("the step 'two' failed").all()
+        alone = frame.swarm.pipeline(first, **how)
+        assert set(alone.index[alone["zero"].isna()]) == odd
+        with pytest.raises(sk.SettingError, match="top_a"):
+            frame.iloc[[*odd]].swarm.pipeline(first, **how)
 
 
 def test_rows_that_come_to_a_step_later_are_measured_once() -> None:

@@ -69,6 +69,8 @@ def vectors(df: pd.DataFrame, swarm: FrameSwarm, values: SeriesSwarm) -> None:
 async def awaited(swarm: FrameSwarm, values: SeriesSwarm) -> None:
     assert_type(await swarm.ascatter("{gene}", temperature=0), pd.DataFrame)
     assert_type(await values.atree_reduce("Merge: {responses}", fanin=2), pd.DataFrame)
+    assert_type(await swarm.aembed("{gene}", as_array=True), npt.NDArray[np.float32])
+    assert_type(await values.aembed(), pd.DataFrame)
     await swarm.ascatter("{gene}", temprature=0)  # type: ignore[call-arg]
 
 

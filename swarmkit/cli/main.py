@@ -1,4 +1,4 @@
-"""The command line: ``swarmkit scatter | preview | estimate | tree-reduce | compare | probe | wait | launch | serve``.
+"""The command line: ``swarmkit scatter``, ``embed``, ``tree-reduce``, ``probe``, and what ``swarmkit --help`` lists.
 
 Results go to OUTPUT or to standard output, messages to standard error. Keys and tokens are neither taken from the
 command line nor printed, since both end up in logs.
@@ -34,6 +34,7 @@ from .terminal import say
 if TYPE_CHECKING:
     import pandas as pd
 
+    from ..frames.call import PreparedCall
     from ..frames.chunks import ChunkedScatter
     from ..frames.scatter import ScatterFrame
     from ..pool.vllm_pool import VLLMPool
@@ -243,7 +244,6 @@ def _scatter(args: argparse.Namespace) -> int:
         return _scatter_batch_files(args)
     from ..frames.conversations import row_prompts
     from .job import Job
-    from .source import numbers
     from .writer import list_types
 
     params, api_key = _pairs(args.param, "--param"), _api_key(args)
@@ -251,38 +251,91 @@ def _scatter(args: argparse.Namespace) -> int:
     head = next(job.source.chunks(1)).iloc[:0]
     row_prompts(head, args.prompt, args.messages)  # an unknown column is reported before anything is sent
     from ..frames.call import arguments, read_options  # slow to import, so the arguments are checked first
-    from ..frames.chunks import ChunkedScatter
     from ..frames.scatter import ScatterFrame
     from ..frames.verbs import scatter
-    from .chunks import Chunks
 
     options = _verb_options(args, params)
     own = {name: getattr(args, name) for name in ("out", "n", "details", "only_missing")}
     options |= _model_column(args, head)
     given = arguments(scatter, {**options, **own, "pool": _connect(args, api_key)}, args.prompt)
-    call = read_options(given, by_row=True)
+    call, parquet = read_options(given, by_row=True), job.output.format == "parquet"
+    lists = list_types(given["schema"], args.out) if parquet else None
+    return _chunked(job, call, lambda typed: ScatterFrame(typed, args.prompt, given), lists)
+
+
+def _chunked(
+    job: Job,
+    call: PreparedCall,
+    frame_of: Callable[[pd.DataFrame], ScatterFrame],
+    lists: Mapping[str, Any] | None,
+    shown: Callable[[pd.DataFrame], pd.DataFrame] = lambda frame: frame,
+) -> int:
+    """Ask the rows of a table chunk by chunk. ``shown``: a frame of answers as it is written."""
+    from ..frames.chunks import ChunkedScatter
+    from .chunks import Chunks
+    from .source import numbers
+
+    args = job.args
     chunks = Chunks(args)
 
-    def scatter_frame(chunk: pd.DataFrame) -> ScatterFrame:
+    def prepared(chunk: pd.DataFrame) -> ScatterFrame:
         typed = numbers(chunk, args.prompt)
-        frame = ScatterFrame(typed, args.prompt, given)
+        frame = frame_of(typed)
         chunks.prepared(chunk, typed, frame)
         return frame
 
     if args.dry_run:
         from .dry_run import dry_run
 
-        return dry_run(job, map(scatter_frame, job.source.chunks(args.chunk_rows)), call, chunks)
+        return dry_run(job, map(prepared, job.source.chunks(args.chunk_rows)), call, chunks)
     rows = 0 if args.limit else job.source.rows  # with a limit the bar counts what is asked
-    stream = ChunkedScatter(job.source.chunks(args.chunk_rows), scatter_frame, call, rows)
-    code = _stream(
-        job, stream, lambda frames: map(chunks.finished, frames), job.source.rows * args.n,
-        list_types(given["schema"], args.out) if job.output.format == "parquet" else None,
-    )  # fmt: skip
+    stream = ChunkedScatter(job.source.chunks(args.chunk_rows), prepared, call, rows)
+
+    def finished(frames: Iterator[pd.DataFrame]) -> Iterator[tuple[pd.DataFrame, pd.Series]]:
+        for frame, errors in map(chunks.finished, frames):
+            yield shown(frame), errors
+
+    code = _stream(job, stream, finished, job.source.rows * args.n, lists)
     if chunks.not_asked and not args.quiet:
-        again = f"; to ask them:\n  {job.again()}" if job.output.path and code is Exit.OK else ""
+        complete = args.command == "scatter" and job.output.path and code is Exit.OK
+        again = f"; to ask them:\n  {job.again()}" if complete else ""
         say(f"{plural(chunks.not_asked, 'row')} not asked, because of --limit{again}")
     return code
+
+
+# ---- embed ------------------------------
+
+
+def _embed(args: argparse.Namespace) -> int:
+    from ..frames.conversations import row_prompts
+    from .job import Job
+
+    params, api_key = _pairs(args.param, "--param"), _api_key(args)
+    job = Job(args, f"{args.out}_error", completable=False)
+    row_prompts(next(job.source.chunks(1)).iloc[:0], args.prompt, None)
+    from ..frames.call import arguments  # slow to import, as above
+    from ..frames.embed import VectorFrame, embed, embed_call
+
+    own = {"out": args.out, "dimensions": args.dimensions, "pool": _connect(args, api_key)}
+    given = arguments(embed, {**_verb_options(args, params), **own}, args.prompt)
+    call, lists = embed_call(given), None
+    if job.output.format == "parquet":
+        import pyarrow as pa
+
+        lists = {args.out: pa.list_(pa.float32())}  # the first frame may have none
+    return _chunked(
+        job, call, lambda typed: VectorFrame(typed, args.prompt, given), lists, lambda done: _as_lists(done, args.out)
+    )
+
+
+def _as_lists(frame: pd.DataFrame, out: str) -> pd.DataFrame:
+    """The frame with vectors as lists of numbers that have no more digits than they need."""
+    import numpy as np
+    import pandas as pd
+
+    vectors = [np.asarray(v, np.float32).astype(str).astype(float).tolist() if known else None
+               for v, known in zip(frame[out].tolist(), frame[out].notna(), strict=True)]  # fmt: skip
+    return frame.assign(**{out: pd.Series(vectors, frame.index, dtype=object)})
 
 
 def _model_column(args: argparse.Namespace, head: pd.DataFrame) -> dict[str, str]:
@@ -611,6 +664,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "preview": _preview,
     "estimate": _estimate,
     "tree-reduce": _tree_reduce,
+    "embed": _embed,
     "compare": _compare,
     "probe": _probe,
     "wait": _wait,

@@ -65,6 +65,7 @@ def parser() -> argparse.ArgumentParser:
         _add_preview,
         _add_estimate,
         _add_tree_reduce,
+        _add_embed,
         _add_compare,
         _add_probe,
         _add_wait,
@@ -158,14 +159,24 @@ def _add_request_options(parser: argparse.ArgumentParser) -> Any:
     group.add_argument("--system", metavar="TEXT", help="system prompt")
     group.add_argument("--max-tokens", metavar="N", type=_count, help="maximum number of tokens per answer")
     group.add_argument("--temperature", metavar="T", type=float, help="sampling temperature; 0 is greedy")
-    group.add_argument("--param", metavar="NAME=JSON", action="append", default=[],
-                       help="another field of the request: --param top_p=0.9 --param 'stop=[\"END\"]'")  # fmt: skip
+    _add_param(group)
     group.add_argument("--chat", choices=("auto", "none"), default="auto",
                        help="wrap prompts in the model's chat template (auto), or send them unchanged")  # fmt: skip
     group.add_argument("--dialect", choices=("openai", "vllm", "first"),
                        help="what the servers are like, where that is not to be learned")  # fmt: skip
     parser.set_defaults(delivery="auto", give_up=None, watch=False, quiet=False)
     return group
+
+
+def _add_param(group: Any) -> None:
+    group.add_argument("--param", metavar="NAME=JSON", action="append", default=[],
+                       help="another field of the request: --param top_p=0.9 --param 'stop=[\"END\"]'")  # fmt: skip
+
+
+def _add_deadline(group: Any) -> None:
+    group.add_argument("--deadline", metavar="WHEN", type=_deadline,
+                       help="end by then: seconds from now, a time (2026-11-28T18:00), or slurm or pbs: with "
+                       "the job that this runs in")  # fmt: skip
 
 
 def _add_mode(group: Any) -> None:
@@ -188,8 +199,10 @@ def _add_too_long(group: Any) -> None:
                        help="prompts beyond the context fail (error), or lose their end or beginning")  # fmt: skip
 
 
-def _add_send_options(parser: argparse.ArgumentParser, out: str | None, keeps_rows: bool = False) -> None:
-    """``out``: the content of the column of answers; None for a command that does not write answers.
+def _add_table_options(
+    parser: argparse.ArgumentParser, out: str | None, keeps_rows: bool = False, name: str = "response"
+) -> None:
+    """``out``: the content of the column of answers, ``name`` its name; None for a command that does not write answers.
 
     ``keeps_rows``: whether the output has the rows of the input.
     """
@@ -205,29 +218,36 @@ def _add_send_options(parser: argparse.ArgumentParser, out: str | None, keeps_ro
                        help="format for -o - (csv; for INPUT -, that of INPUT)")  # fmt: skip
     group.add_argument("--overwrite", action="store_true", help="replace OUTPUT if it exists")
     if out:
-        group.add_argument("--out", metavar="NAME", default="response", help=f"column of {out} (response)")
+        group.add_argument("--out", metavar="NAME", default=name, help=f"column of {out} ({name})")
     group.add_argument("--limit", metavar="N", type=_count,
                        help="ask N rows at most; the others are written as they are" if keeps_rows
                        else "use the first N rows only")  # fmt: skip
+
+
+def _add_send_options(parser: argparse.ArgumentParser, out: str | None, keeps_rows: bool = False) -> None:
+    """Those of the table, as in ``_add_table_options``, and of the requests for answers."""
+    _add_table_options(parser, out, keeps_rows)
     group = _add_request_options(parser)
     _add_schema(group)
     if out:
         _add_store(group)
-        group.add_argument("--deadline", metavar="WHEN", type=_deadline,
-                           help="end by then: seconds from now, a time (2026-11-28T18:00), or slurm or pbs: with "
-                           "the job that this runs in")  # fmt: skip
+        _add_deadline(group)
         group.add_argument("--priority", metavar="N", type=int,
                            help="lower numbers go first at vLLM servers with --scheduling-policy priority")  # fmt: skip
         _add_mode(group)
         _add_too_long(group)
     group.add_argument("--delivery", choices=("auto", "rows", "batch"), default="auto",
                        help="answers as they finish (rows), a request at a time (batch), or as suits them")  # fmt: skip
+    _add_run_options(group)
+    _add_endpoint_options(parser)
+
+
+def _add_run_options(group: Any) -> None:
     group.add_argument("--give-up", metavar="S", type=float,
                        help="seconds without an answer of any endpoint after which the run ends (600)")  # fmt: skip
     group.add_argument("--watch", action="store_true", help="follow the hostfile while it changes")
     group.add_argument("--quiet", action="store_true",
                        help="no progress bar, summary, warnings or hints; only what ends it early")  # fmt: skip
-    _add_endpoint_options(parser)
 
 
 def _deadline(text: str) -> datetime | str:
@@ -278,9 +298,31 @@ def _add_scatter(commands: Any) -> None:
         "--details", action="store_true", help="add columns: finish reason, endpoint, tokens, time, attempts..."
     )
     p.add_argument("--only-missing", action="store_true", help="ask only rows without an answer, keep the others")
-    p.add_argument("--chunk-rows", metavar="N", type=_count, default=CHUNK_ROWS,
-                   help=f"rows sent and written at a time, three chunks at most ({CHUNK_ROWS})")  # fmt: skip
+    _add_chunk_rows(p)
     _add_send_options(p, "answers", keeps_rows=True)
+
+
+def _add_chunk_rows(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--chunk-rows", metavar="N", type=_count, default=CHUNK_ROWS,
+                        help=f"rows sent and written at a time, three chunks at most ({CHUNK_ROWS})")  # fmt: skip
+
+
+def _add_embed(commands: Any) -> None:
+    example = (
+        "example:\n  swarmkit embed papers.csv --hostfile agents.hostfile -o vectors.parquet \\\n"
+        '    --prompt "{title}: {abstract}" --model my-embedder --store runs/vectors\n\n'
+        "Vectors are lists of numbers, in CSV and TSV files as JSON.\n\n" + CODES
+    )
+    p = _command(commands, "embed", "Give each row the vector of its text; write the table with it.", example)
+    p.add_argument("--prompt", metavar="TEMPLATE", required=True, help="text with {column} placeholders, or a column")
+    p.add_argument("--dimensions", metavar="N", type=_count, help="numbers a vector has, where the model can do so")
+    _add_chunk_rows(p)
+    _add_table_options(p, "vectors", keeps_rows=True, name="embedding")
+    group = p.add_argument_group("requests")
+    for add in (_add_param, _add_store, _add_deadline, _add_too_long, _add_run_options):
+        add(group)
+    p.set_defaults(messages=None, schema=None, chat="none", dialect=None, delivery="auto", n=1, details=False)
+    _add_endpoint_options(p)
 
 
 def _add_preview(commands: Any) -> None:

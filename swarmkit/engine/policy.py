@@ -83,9 +83,9 @@ class BatchPolicy:
         questions, and sends them in runs then; "prefix" does so for any prefixes of 16 tokens or more; "given" deals
         rows in the order of the frame. Results are in the order of the frame in any case.
     max_batch_tokens : int, optional
-        Tokens a request, at most, as they are estimated from the length of its texts and the answers that they may
-        have; for servers that take only so much at once, as some do of embeddings. A row that has more by itself is
-        sent alone.
+        Tokens a request, at most, as they are estimated from the length of its texts (by what the server has counted of
+        the first ones, where it does) and the answers that they may have; for servers that take only so much at once,
+        as some do of embeddings. A row that has more by itself is sent alone.
 
     Raises
     ------

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 from binascii import a2b_base64
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, Unpack, overload
 
@@ -15,7 +16,7 @@ import pandas as pd
 
 from ..client.vectors import length_of, pack, unpack
 from ..errors import SettingError
-from ..runs.run import finished
+from ..runs.run import Run, awaited, finished
 from ..text import plural
 from .call import PreparedCall, arguments, is_whole, read_options
 from .options import EmbedOptions
@@ -24,7 +25,7 @@ from .scatter import ScatterFrame
 from .signatures import takes
 from .typed import text_column
 
-__all__ = ["VectorFrame", "embed"]
+__all__ = ["VectorFrame", "aembed", "embed", "embed_call"]
 
 _SHOWN = 4  # numbers of a vector
 _OURS = {"embed_dtype", "encoding_format", "endianness", "input", "model"}  # fields that say how vectors are read
@@ -88,16 +89,42 @@ def embed(
     >>> vectors.shape, vectors.dtype
     ((2, 16), dtype('float32'))
     """
-    given = arguments(embed, {**options, "as_array": as_array})
-    dimensions = given["dimensions"]
-    if dimensions is not None and not is_whole(dimensions, 1):
-        raise SettingError(f"dimensions={dimensions!r}: must be a whole number, 1 or more")
-    frame = VectorFrame(df, prompt, given)
-    result = finished(lambda: frame.start(_call(given, dimensions)))
+    frame, start = _prepared(embed, df, prompt, {**options, "as_array": as_array})
+    result = finished(start)
     return frame.array() if as_array else result
 
 
-def _call(given: Mapping[str, Any], dimensions: int | None) -> PreparedCall:
+@overload
+async def aembed(
+    df: pd.DataFrame, prompt: PromptLike, *, as_array: Literal[False] = False, **options: Unpack[EmbedOptions]
+) -> pd.DataFrame: ...
+@overload
+async def aembed(
+    df: pd.DataFrame, prompt: PromptLike, *, as_array: Literal[True], **options: Unpack[EmbedOptions]
+) -> npt.NDArray[np.float32]: ...
+@takes(EmbedOptions, like=embed)
+async def aembed(
+    df: pd.DataFrame, prompt: PromptLike, *, as_array: bool = False, **options: Unpack[EmbedOptions]
+) -> pd.DataFrame | npt.NDArray[np.float32]:
+    """Await an embed: same parameters and result as ``embed``. Cancelling it stops the run."""
+    frame, start = await asyncio.to_thread(_prepared, aembed, df, prompt, {**options, "as_array": as_array})
+    result = await awaited(start)
+    return frame.array() if as_array else result
+
+
+def _prepared(
+    verb: Callable[..., Any], df: pd.DataFrame, prompt: PromptLike, options: Mapping[str, object]
+) -> tuple[VectorFrame, Callable[[], Run]]:
+    given = arguments(verb, options)
+    frame = VectorFrame(df, prompt, given)
+    return frame, lambda: frame.start(embed_call(given))
+
+
+def embed_call(given: Mapping[str, Any]) -> PreparedCall:
+    """Read and check the keywords of an embed."""
+    dimensions = given["dimensions"]
+    if dimensions is not None and not is_whole(dimensions, 1):
+        raise SettingError(f"dimensions={dimensions!r}: must be a whole number, 1 or more")
     if taken := sorted(_OURS & set(given["extra_body"] or ())):
         raise SettingError(f"{taken[0]} in extra_body is swarmkit's own: vectors are read as they are asked for here")
     call = read_options(given)

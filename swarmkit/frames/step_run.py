@@ -8,8 +8,6 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..engine.columns import UNKNOWN
-from ..errors import SettingError
-from ..pool.templates import odd_prompts
 from ..records import Failure, FailureKind, Prompts
 from ..runs.events import (
     EndpointChanged,
@@ -68,8 +66,6 @@ class StepRun:
         self.stats = RunStats()
         frame.names = self.stats.roster.names
         self.prompts = Prompts([None] * len(frame.df))
-        self._odd: dict[int, str] = {}  # prompts of the run that a template may treat otherwise, by kind
-        self._kept: list[int] = []  # rows of the next run
         self.restart()
 
     def restart(self) -> None:
@@ -102,23 +98,7 @@ class StepRun:
         self._changed.set()
 
     async def next(self) -> list[int]:
-        """The next rows of its run; none when no more will come, or the next must be asked in a run of their own."""
-        while rows := await self._come():
-            try:
-                if not await self.call.pool.goes_on(self.call.spec, self.prompts, rows, self._odd):
-                    self._kept = rows
-                    return []
-            except SettingError as exc:  # such as a parameter that the other route refuses
-                odd = [row for row in rows if odd_prompts(self.prompts.texts, [row]).keys() - self._odd.keys()]
-                self._fail(dict.fromkeys(odd, str(exc)))
-                self._pass_on(odd)
-                rows = [row for row in rows if not self.frame.columns.is_settled(row)]
-            if rows:
-                return rows
-        return []
-
-    async def _come(self) -> list[int]:
-        """The next rows to be asked; none when no more will come."""
+        """The next rows of its run; none when no more will come."""
         while True:
             while self.awaited > 0 and not self._waiting:
                 self._changed.clear()
@@ -209,21 +189,15 @@ class StepRun:
             self._whole.count_rows()
 
     async def run(self) -> Failure | None:
-        """Ask all rows that come: in one run, or in several where later ones must be asked in another way."""
+        """Ask all rows that come."""
         call, distrusted = self.call, self._whole.distrusted
         how: dict[str, Any] = {"store": call.store, "dedup": call.dedup, "deadline": call.deadline}
         how |= {"parts": [self], "arrivals": self}
-        failure = None
-        while failure is None and (rows := self._kept or await self._come()):
-            self._kept = []
-            if call.store is None:  # else some of them may not be sent
-                self._odd |= odd_prompts(self.prompts.texts, rows)
-            believed = [place for place, e in enumerate(call.pool.endpoints) if e.name not in distrusted]
-            pool = call.pool.select(believed) if distrusted and believed else call.pool  # few rows would not show it
-            failure = await run_with_reuse(
-                pool, self.prompts, call.spec, self.frame.columns, (), rows, self.stats, **how
-            )
-        return failure
+        if not (rows := await self.next()):
+            return None
+        believed = [place for place, e in enumerate(call.pool.endpoints) if e.name not in distrusted]
+        pool = call.pool.select(believed) if distrusted and believed else call.pool  # few rows would not show it
+        return await run_with_reuse(pool, self.prompts, call.spec, self.frame.columns, (), rows, self.stats, **how)
 
     def check(self) -> None:
         """Take back what does not follow from the earlier steps any more."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import queue
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -14,7 +13,7 @@ import pandas as pd
 from ..client import io_thread
 from ..errors import ScatterInterrupted, SettingError, warn
 from ..runs.events import RowFailed, RowsDone, RowsReused, RunEvent
-from ..runs.run import RUN_AGAIN, Run, finished, started
+from ..runs.run import RUN_AGAIN, Run, awaited, finished, started
 from ..text import plural
 from .answers import TypedAnswers
 from .call import PreparedCall, arguments, is_whole, read_options
@@ -96,7 +95,7 @@ async def ascatter(
     df: pd.DataFrame, prompt: PromptLike | None = None, **options: Unpack[ScatterOptions]
 ) -> pd.DataFrame:
     """Await a scatter: same parameters and result as ``scatter``. Cancelling it stops the run."""
-    return await _started(_start_scatter, ascatter, df, prompt, options)
+    return await awaited(_start_scatter, ascatter, df, prompt, options)
 
 
 def _start_scatter(
@@ -238,20 +237,6 @@ def _iter_frames(
         warn("\n".join(lines))
 
 
-async def _started(start: Callable[..., Run], *args: Any) -> pd.DataFrame:
-    """Start a run in a thread, since connecting and making prompts may block the caller's loop, and await it.
-
-    If this is cancelled while the run is starting, the run is cancelled once it has started.
-    """
-    starting = asyncio.ensure_future(asyncio.to_thread(start, *args))
-    try:
-        run = await asyncio.shield(starting)
-    except asyncio.CancelledError:
-        (await starting).cancel()
-        raise
-    return await run
-
-
 # ---- tree_reduce ------------------------------
 
 
@@ -305,7 +290,7 @@ def tree_reduce(df: pd.DataFrame, column: str, prompt: str, **options: Unpack[Tr
 @takes(TreeOptions, like=tree_reduce)
 async def atree_reduce(df: pd.DataFrame, column: str, prompt: str, **options: Unpack[TreeOptions]) -> pd.DataFrame:
     """Await a tree reduction: same parameters and result as ``tree_reduce``. Cancelling it stops the run."""
-    return await _started(_start_tree, atree_reduce, df, column, prompt, options)
+    return await awaited(_start_tree, atree_reduce, df, column, prompt, options)
 
 
 def _start_tree(

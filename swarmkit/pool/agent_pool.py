@@ -413,7 +413,16 @@ class AgentPool:
         if given.deadline is not None and time.monotonic() >= given.deadline.closes_at:  # nothing would be sent
             return given.deadline.failure
         given.stats.follow(given.columns)
-        return await (await PoolRun.of(self, given)).carry_out(self)
+        pool, doubted = self, set[str]()
+        while True:
+            run = await PoolRun.of(pool, given)
+            failure = await run.carry_out(pool)
+            if failure is not None or not run.left:
+                return failure
+            given = replace(given, rows=run.left)
+            doubted.update(run.distrusted)
+            believed = self._where(lambda e: e.url not in doubted)  # few rows would not show it
+            pool = believed if believed.size else self
 
     def _status(self, endpoint: AgentEndpoint) -> str:
         info = self._core.infos.get(endpoint.url)

@@ -35,7 +35,7 @@ class Arrivals(Protocol):
 async def joining(
     arrivals: Arrivals | None,
     executor: Executor,
-    laid_out: Callable[[Sequence[int]], Awaitable[tuple[Sequence[int], Mapping[int, int]]]],
+    laid_out: Callable[[Sequence[int]], Awaitable[tuple[Sequence[int], Mapping[int, int]] | None]],
 ) -> AsyncIterator[None]:
     """Hand rows to a run, while it lasts, as they come.
 
@@ -46,16 +46,16 @@ async def joining(
     executor : Executor
         Of the run.
     laid_out : callable
-        Gives them in the order in which they are sent, and the budgets of those with a limited one.
+        Gives them in the order in which they are sent, and the budgets of those with a limited one; or None: this run
+        asks neither them nor any that come later.
     """
     if arrivals is None:
         yield
         return
 
     async def join() -> None:
-        while rows := await arrivals.next():
-            in_order, limited = await laid_out(rows)
-            executor.join(in_order, limited, arrivals.awaited)
+        while (rows := await arrivals.next()) and (laid := await laid_out(rows)):
+            executor.join(*laid, arrivals.awaited)
         executor.join((), {}, 0)
 
     task = asyncio.create_task(join())

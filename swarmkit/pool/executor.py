@@ -157,6 +157,7 @@ class Executor:
                 self._place(i, endpoints[i])
         self._proven: set[RoutePlan] = set()  # those by which a stream was seen to hold each row once
         self._only_rows: set[RoutePlan] = set()  # those whose whole replies cannot be read
+        self.distrusted: set[str] = set()  # URLs of endpoints that gave the same answer to every prompt
         self._took_back: set[int] = set()  # endpoints that had a stream that did not, after its rows were delivered
         # Not a method of this object: a cycle would keep the answers until Python's collector runs.
         self._answers = AnswerWatch(texts, partial(_share, columns, scheduler.wants), retry.cap_s)
@@ -563,6 +564,7 @@ class Executor:
             self._distrust(index, now)
         while self._answers.found_wrong:
             index, text = self._answers.found_wrong.pop()
+            self.distrusted.add(self._endpoints[index].url)
             failure = Failure(FailureKind.MALFORMED, _alike(text), self._endpoints[index].name)
             self._emit(events.EndpointChanged(index, "distrusted", failure, now))
         for index in [i for i in self._undecided if self._answers.verdict(i, now) is not Verdict.UNSURE]:

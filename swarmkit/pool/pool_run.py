@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import random
 import time
 from array import array
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from ..client.hostfile import AgentEndpoint
@@ -21,9 +23,9 @@ from ..engine.prefixes import prefix_order
 from ..engine.queues import home_queues
 from ..engine.scheduler import Scheduler
 from ..engine.token_budgets import Sizing
-from ..errors import SettingError
+from ..errors import NoEndpointsError, SettingError
 from ..records import Failure, FailureKind, Prompts, RequestSpec
-from ..runs.events import Listener, RunEnded, RunEvent, RunStarted
+from ..runs.events import Listener, RowFailed, RowsDone, RunEnded, RunEvent, RunStarted
 from ..runs.listeners import Listeners
 from ..runs.log import RunLog
 from ..runs.stats import UNTOLD, RunStats
@@ -33,7 +35,7 @@ from .prefix_caches import prefix_caches
 from .rates import gateway_of
 from .route_plan import RoutePlan
 from .server_queues import server_queues
-from .templates import telling_prompts
+from .templates import odd_prompts, telling_prompts
 from .watch import by_place, following, present
 
 if TYPE_CHECKING:
@@ -66,11 +68,23 @@ class PoolRun:
     """A run, and how the endpoints of its pool are asked in it: the plan of each, and ``max_tokens`` by prompt length.
 
     ``texts`` are some of the prompts, which tell how servers must be asked.
+
+    Attributes
+    ----------
+    left : list of int
+        Rows that came later, and must be asked on another route: in a run of their own.
+    distrusted : set of str
+        URLs of endpoints that gave the same answer to every prompt.
     """
 
     def __init__(self, given: Given, pool: AgentPool, texts: list[str], plans: list[RoutePlan], sizing: Sizing) -> None:
+        self.left: list[int] = []
+        self.distrusted: set[str] = set()
         self._given = given
         self._pool = pool
+        self._counted: list[float] = []  # tokens a character, as servers count, once one has said it
+        self._emit = self._emitter()
+        self._odd = odd_prompts(given.prompts.texts, given.rows)
         self._texts = texts
         self._plans = plans
         self._sizing = sizing
@@ -85,19 +99,37 @@ class PoolRun:
         told."""
         pool._core.transport()  # first: in a fork it makes the rates and places anew
         pool = await present(pool, given.stats)
-        spec = await pool._complete(given.spec)
+        given = replace(given, spec=await pool._complete(given.spec))
+        try:
+            return await cls._planned(given, pool)
+        except SettingError as exc:
+            usual = [row for row in given.rows if not odd_prompts(given.prompts.texts, [row])]
+            if len(usual) == len(given.rows) or not (given.arrivals and (usual or given.arrivals.awaited)):
+                raise
+            run = await cls._planned(replace(given, rows=usual), pool)
+            run._fail(set(given.rows) - set(usual), exc)
+            return run
+
+    @classmethod
+    async def _planned(cls, given: Given, pool: AgentPool) -> PoolRun:
         texts = telling_prompts(given.prompts.texts, given.rows)
-        plans = await pool._plans(spec, texts)
-        sizing = await pool._sizing(spec, plans, given.prompts, given.rows)
-        return cls(replace(given, spec=spec), pool, texts, plans, sizing)
+        plans = await pool._plans(given.spec, texts)
+        sizing = await pool._sizing(given.spec, plans, given.prompts, given.rows)
+        return cls(given, pool, texts, plans, sizing)
+
+    def _fail(self, rows: Iterable[int], why: SettingError) -> None:
+        """Rows fail that no route takes."""
+        for row in sorted(rows):
+            self._given.columns.fail(row, str(why))
+            self._emit(RowFailed(row, Failure(FailureKind.REJECTED, str(why)), time.monotonic()))
 
     async def carry_out(self, watched: AgentPool) -> Failure | None:
         """Send the rows; see ``AgentPool.run``. ``watched``: the pool whose endpoints may change meanwhile."""
         given, pool, stats = self._given, self._pool, self._given.stats
         # To sort many rows by their prefixes takes a while, and other runs are on this loop.
         scheduler = self._scheduler() if len(given.rows) < _MANY else await asyncio.to_thread(self._scheduler)
-        emit, routes = self._emitter(), [plan.describe() for plan in self._plans]
-        executor = self._executor(scheduler, emit)
+        emit, routes = self._emit, [plan.describe() for plan in self._plans]
+        executor = self._executor(scheduler)
         emit(RunStarted(len(given.prompts.texts), len(given.rows), stats.roster.names, routes, time.monotonic()))
         failure, cancelled, error = None, False, ""
         leave = pool._core.places.enter(given.priority, scheduler, executor.index_of)
@@ -116,6 +148,7 @@ class PoolRun:
                 raise
             finally:
                 leave()
+                self.distrusted = executor.distrusted
                 scheduler.rations.release()
                 self._count(scheduler, routes)
                 emit(RunEnded(failure, cancelled, time.monotonic(), error))
@@ -123,10 +156,12 @@ class PoolRun:
             given.columns.late = f"not answered: {failure.message}"
         return failure
 
-    def _emitter(self) -> Callable[[RunEvent], None]:
+    def _emitter(self) -> Listener:
         given = self._given
         guarded = Listeners([RunLog(), *given.listeners], given.stats.listener_errors)
         called: list[Listener] = [given.stats, *given.parts, guarded]
+        if self._pool.batch.max_batch_tokens is not None:
+            called.append(partial(_count_once, given, self._counted))
 
         def emit(event: RunEvent) -> None:
             for listener in called:
@@ -134,7 +169,7 @@ class PoolRun:
 
         return emit
 
-    def _executor(self, scheduler: Scheduler, emit: Listener) -> Executor:
+    def _executor(self, scheduler: Scheduler) -> Executor:
         given, pool, priority = self._given, self._pool, self._given.priority
         return Executor(
             pool._core.transport(),
@@ -145,7 +180,7 @@ class PoolRun:
             given.columns,
             scheduler,
             self._sizing,
-            emit,
+            self._emit,
             pool.retry,
             pool._renewal(given.spec, self._texts),
             lambda endpoint: priority if pool._is_vllm(endpoint) else 0,  # others order numbers the other way
@@ -176,7 +211,7 @@ class PoolRun:
 
     def _scheduler(self) -> Scheduler:
         given, pool, sizing, places = self._given, self._pool, self._sizing, self._places
-        texts, n, infos = given.prompts.texts, given.spec.n, pool._core.infos
+        texts, n, infos, counted = given.prompts.texts, given.spec.n, pool._core.infos, self._counted
         awaited = given.arrivals.awaited if given.arrivals else 0
         chars = array("q", [len(text) if text else 0 for text in texts])
         limited = sizing.limited(self._unfitted(given.rows), chars)
@@ -187,7 +222,9 @@ class PoolRun:
         queues = dict(zip(places, homes, strict=True))
 
         def tokens(row: int) -> int:
-            return sizing.estimate(len(texts[row] or "")) + n * limited.get(row, sizing.cap)
+            size = len(texts[row] or "")
+            prompt = math.ceil(counted[0] * size) if counted else sizing.estimate(size)
+            return prompt + n * limited.get(row, sizing.cap)
 
         return Scheduler(
             self._fleet(queues.keys()),
@@ -233,13 +270,36 @@ class PoolRun:
 
     # ---- rows and endpoints that come later ------------------------------
 
-    async def _laid_out(self, rows: Sequence[int]) -> tuple[list[int], dict[int, int]]:
-        """Rows that join, in the order in which they are sent, and the limited budgets."""
+    async def _laid_out(self, rows: Sequence[int]) -> tuple[list[int], dict[int, int]] | None:
+        """Rows that join, in the order in which they are sent, and the limited budgets; None where their route is
+        another one."""
         prompts = self._given.prompts
+        try:
+            if not await self._suits(rows):
+                self.left = list(rows)
+                return None
+        except SettingError as exc:  # such as a parameter that the other route refuses
+            odd = {row for row in rows if odd_prompts(prompts.texts, [row]).keys() - self._odd.keys()}
+            self._fail(odd, exc)
+            rows = [row for row in rows if row not in odd]
         sizing = await self._pool._sizing(self._given.spec, self._plans, prompts, rows)
         chars = {row: len(prompts.texts[row] or "") for row in rows}
         limited = sizing.limited(self._unfitted(rows), chars)
         return home_queues(rows, 1, chars, limited)[0], limited
+
+    async def _suits(self, rows: Sequence[int]) -> bool:
+        """Whether these rows have the routes of the run: only prompts of a kind that is new are looked at."""
+        new = {k: text for k, text in odd_prompts(self._given.prompts.texts, rows).items() if k not in self._odd}
+        if not new:
+            return True
+        spec, known = replace(self._given.spec, schema=None, logprobs=None), list(self._odd.values())
+        try:
+            before = await self._pool._plans(spec, known)
+            now = await self._pool._plans(spec, [*known, *new.values()])
+        except NoEndpointsError:  # for a while: the run waits for them
+            before = now = []
+        self._odd |= new
+        return [plan.route for plan in before] == [plan.route for plan in now]
 
     async def _plan_of(self, endpoint: AgentEndpoint) -> RoutePlan:
         """How an endpoint is asked that comes; raises where it cannot do what the others do."""
@@ -253,3 +313,12 @@ class PoolRun:
         if UNTOLD in plan.note and not any(UNTOLD in other.note for other in self._plans):
             raise SettingError(UNTOLD)
         return plan
+
+
+def _count_once(given: Given, counted: list[float], event: RunEvent) -> None:
+    """Take the tokens of a character from the first answers whose prompts the server has counted."""
+    if isinstance(event, RowsDone) and event.rows and not counted:
+        chars = sum(len(given.prompts.texts[row] or "") for row in event.rows)
+        tokens = (event.usage or given.columns.cost(event.rows)).prompt_tokens
+        if chars and tokens:
+            counted.append(tokens / chars)

@@ -72,6 +72,8 @@ class Router:
         Findings about families, by family and question; added to.
     facts : mapping, optional
         What the servers are said to be like, by field of ``Capabilities``: it is not asked for.
+    tries : bool, default True
+        Whether the parameters are tried, so that a refusal is an error.
     """
 
     def __init__(
@@ -81,12 +83,14 @@ class Router:
         infos: MutableMapping[str, ServerInfo],
         memo: MutableMapping[Any, Any],
         facts: Mapping[str, Any] | None = None,
+        tries: bool = True,
     ) -> None:
         self.endpoints = endpoints
         self.transport = transport
         self.infos = infos
         self.memo = memo
         self._facts = facts or {}
+        self._tries = tries
 
     async def known(self, model: str = "") -> list[ServerInfo]:
         """Findings about this pool's endpoints. If there are none yet, the first endpoint that answers is taken for
@@ -388,7 +392,7 @@ class Router:
             The server refuses a parameter.
         """
         trial = Trial(self.transport, plan, spec, bool(family.name), LOOK_S)
-        if not trial.key:
+        if not (self._tries and trial.key):
             return plan
         key = (*family.name, spec.model, *trial.key)
         found, unknown = await self.look(key, family.members, trial.at, lambda found: isinstance(found, Failure))

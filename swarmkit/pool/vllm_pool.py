@@ -9,7 +9,7 @@ import json
 import operator
 import os
 from collections import Counter
-from collections.abc import Iterable, MutableMapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, Unpack
 
@@ -23,7 +23,7 @@ from ..client.model_list import listed_as, nearest, serves
 from ..client.tokenizer import Tokenizer
 from ..client.wire import conversation
 from ..engine.token_budgets import Sizing
-from ..errors import EndpointError, NoEndpointsError, SettingError
+from ..errors import EndpointError, SettingError
 from ..records import MOST_LOGPROBS, Chat, Prompts, RequestSpec, Response, Route
 from ..text import few, plural, printable
 from .agent_pool import AgentPool
@@ -35,7 +35,7 @@ from .route_plan import RoutePlan
 from .routing import LOOK_S, Router
 from .settings import PoolSettings, hands_on
 from .telling import LabelTokens, label_tokens, telling
-from .templates import TemplateWatch, odd_prompts, telling_prompts
+from .templates import TemplateWatch, telling_prompts
 from .truncating import truncated
 
 if TYPE_CHECKING:
@@ -277,9 +277,9 @@ class VLLMPool(AgentPool):
             spec = replace(spec, thinking=None, params={**spec.params, **switch})
         return spec
 
-    def _router(self) -> Router:
+    def _router(self, tries: bool = True) -> Router:
         core = self._core
-        return Router(self._endpoints, core.transport(), core.infos, core.memo, self.dialect)
+        return Router(self._endpoints, core.transport(), core.infos, core.memo, self.dialect, tries)
 
     def _renewal(self, spec: RequestSpec, texts: Sequence[str]) -> Renewal:
         async def plan(endpoint: AgentEndpoint) -> RoutePlan:
@@ -287,39 +287,14 @@ class VLLMPool(AgentPool):
 
         return TemplateWatch(self._router(), spec, plan)
 
-    async def _plans(self, spec: RequestSpec, texts: Sequence[str] = ()) -> list[RoutePlan]:
-        router, asked = self._router(), spec
+    async def _plans(self, spec: RequestSpec, texts: Sequence[str] = (), tries: bool = True) -> list[RoutePlan]:
+        router, asked = self._router(tries), spec
         if told := spec.logprobs is not None:
             spec = replace(spec, logprobs=None)
         plans = await router.with_first_tokens(await router.plans(spec, texts), spec)
         if spec.schema is not None:
             plans = await constrained(router, plans, spec, spec.schema)
         return await telling(router, plans, asked) if told else plans
-
-    async def goes_on(
-        self, spec: RequestSpec, prompts: Prompts, rows: Sequence[int], seen: MutableMapping[int, str]
-    ) -> bool:
-        """Whether more rows of a run are asked on its routes, as far as their template allows. Runs on the I/O loop.
-
-        ``seen`` has its odd prompts so far, by kind (``odd_prompts``), and gets those of these rows: only a new kind is
-        looked at.
-
-        Raises
-        ------
-        SettingError
-            The routes of a new kind refuse what the run asks for; ``seen`` stays as it was.
-        """
-        new = {kind: text for kind, text in odd_prompts(prompts.texts, rows).items() if kind not in seen}
-        if not new:
-            return True
-        asked = replace(await self._complete(spec), schema=None, logprobs=None)
-        try:
-            before = await self._plans(asked, list(seen.values()))
-            now = await self._plans(asked, [*seen.values(), *new.values()])
-        except NoEndpointsError:  # for a while: the run waits for them
-            now = before = []
-        seen.update(new)
-        return [plan.route for plan in before] == [plan.route for plan in now]
 
     async def label_tokens(self, spec: RequestSpec, text: str, choices: Sequence[Sequence[str]]) -> LabelTokens:
         """Which of some lists of words can be told apart by one token, after this prompt. Runs on the I/O loop."""
@@ -362,7 +337,7 @@ class VLLMPool(AgentPool):
     async def rooms(self, spec: RequestSpec, prompts: Prompts, rows: Sequence[int]) -> dict[int, int]:
         """Position to the tokens that the row may generate, for rows of a run; empty where the context is not known."""
         await self._router().known()
-        plans = await self._plans(spec, telling_prompts(prompts.texts, rows))
+        plans = await self._plans(spec, telling_prompts(prompts.texts, rows), tries=False)  # the run will
         sizing = await self._sizing(spec, plans, prompts, rows)
         return {} if sizing.context is None else {row: sizing.budget(len(prompts.texts[row] or "")) for row in rows}
 
@@ -377,7 +352,7 @@ class VLLMPool(AgentPool):
             They cannot be cut.
         """
         await self._router().known(spec.model)
-        plans = await self._plans(spec, telling_prompts(prompts.texts, rows))
+        plans = await self._plans(spec, telling_prompts(prompts.texts, rows), tries=False)  # the run will
         sizing = await self._sizing(spec, plans, prompts, rows)
         up = [e for e in self._endpoints if self._status(e) == "up"] or self._endpoints
         found, cut = await truncated(self._core.transport(), up, plans[0], spec, sizing, prompts, rows)

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-__all__ = ["RUN_AGAIN", "Run", "finished", "lacking", "last_run", "started"]
+__all__ = ["RUN_AGAIN", "Run", "awaited", "finished", "lacking", "last_run", "started"]
 
 OnError = Literal["column", "raise"]
 
@@ -499,3 +499,17 @@ def last_run() -> Run:
     if _newest is None:
         raise SwarmError("no run has started in this process yet")
     return _newest
+
+
+async def awaited(start: Callable[..., Run], *args: Any) -> pd.DataFrame:
+    """Start a run in a thread, since connecting and making prompts may block the caller's loop, and await it.
+
+    If this is cancelled while the run is starting, the run is cancelled once it has started.
+    """
+    starting = asyncio.ensure_future(asyncio.to_thread(start, *args))
+    try:
+        run = await asyncio.shield(starting)
+    except asyncio.CancelledError:
+        (await starting).cancel()
+        raise
+    return await run

@@ -118,9 +118,11 @@ class Index:
 
     @property
     def size(self) -> int:
-        """Stored answers, each time that one is stored."""
+        """Stored rows: those with several samples, and those that were asked again, count once."""
         with self._lock:
-            return sum(len(digests) for digests, _ in self._parts)
+            self._merge(len(self._parts))
+            ((digests, _),) = self._parts
+            return len(digests) and 1 + int(np.count_nonzero(digests[1:] != digests[:-1]))
 
     def damage(self) -> dict[str, str]:
         """What could not be read, by the segment's name."""
