@@ -179,6 +179,14 @@ def test_probe_shows_health_and_healthy_selects_by_it(echo: sk.LocalSwarm) -> No
     assert picker.selected == tuple(echo.endpoints)
 
 
+def test_an_endpoint_that_has_been_used_is_up_when_it_is_probed_again(echo: sk.LocalSwarm) -> None:
+    with sk.connect(echo.endpoints[:1]) as pool:  # its list of models is the same each time, over any connection
+        pd.DataFrame({"i": range(8)}).swarm.scatter("{i}", mode="single", pool=pool)  # which opens several
+        picker = sk.EndpointPicker(pool)
+        picker.probe().result(10)
+        assert len(picker.selected) == 1
+
+
 def test_what_endpoints_do_is_shown_once_it_is_known(echo: sk.LocalSwarm) -> None:
     with sk.connect(echo) as pool:
         assert "lists" not in shown(sk.EndpointPicker(pool))
