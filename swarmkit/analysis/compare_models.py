@@ -40,6 +40,13 @@ class ModelComparison:
         schema, or the whole text without one.
     differing : pandas.DataFrame
         The texts of the rows whose answers are not all the same, a column per model.
+
+    Examples
+    --------
+    >>> with sk.local(1, engine="echo", models=["tuned"]) as swarm, sk.connect(swarm) as pool:
+    ...     found = sk.compare_models(df, "What does {gene} do?", ["echo", "tuned"], pool=pool)
+    >>> found, found.summary["answered"].tolist()
+    (<ModelComparison of 2 models on 2 rows; 2 rows answered differently>, [2, 2])
     """
 
     def __init__(self, frame: pd.DataFrame, summary: pd.DataFrame, answers: dict[str, TypedAnswers]) -> None:
@@ -101,11 +108,8 @@ def compare_models(
 
     Examples
     --------
-    >>> import swarmkit, pandas as pd
-    >>> df = pd.DataFrame({"gene": ["lacZ", "recA"]})
-    >>> with swarmkit.local(1, engine="echo", models=["tuned"]) as swarm:
-    ...     pool = swarmkit.connect(swarm)
-    ...     found = swarmkit.compare_models(df, "What does {gene} do?", ["echo", "tuned"], pool=pool)
+    >>> with sk.local(1, engine="echo", models=["tuned"]) as swarm, sk.connect(swarm) as pool:
+    ...     found = sk.compare_models(df, "What does {gene} do?", ["echo", "tuned"], pool=pool)
     >>> found.frame["response_tuned"].tolist(), found.agreement["echo"].tolist()
     (['tuned: What does lacZ do?', 'tuned: What does recA do?'], [1.0, 0.0])
     """

@@ -47,6 +47,13 @@ class EndpointModel:
     --------
     >>> round(EndpointModel(slots=256, tokens_per_s=40.0, alone_tokens_per_s=120.0).speed(128), 1)
     60.1
+
+    From a run, when it is over: ``EndpointModel.from_stats`` and ``Workload.from_stats``.
+
+    >>> answers = pd.DataFrame({"i": range(200)}).swarm.scatter("number {i}")
+    >>> stats = sk.last_run().stats
+    >>> len(EndpointModel.from_stats(stats, slots=64)), Workload.from_stats(stats, rows=10_000).rows
+    (4, 10000)
     """
 
     slots: int = 256
@@ -126,6 +133,12 @@ class Workload:
     --------
     >>> Workload(1000, tokens=128.0).rows
     1000
+
+    As long as those of a run, when it is over:
+
+    >>> answers = df.swarm.scatter("What does {gene} do?")
+    >>> Workload.from_stats(sk.last_run().stats, rows=10_000).rows
+    10000
     """
 
     rows: int

@@ -72,13 +72,9 @@ def classify(
 
     Examples
     --------
-    >>> import swarmkit, pandas as pd
-    >>> df = pd.DataFrame({"title": ["T4 lysis", "Rice genome"]})
-    >>> with swarmkit.local(1, engine="echo") as swarm:
-    ...     pool = swarmkit.connect(swarm)
-    ...     answers = swarmkit.classify(df, "Is this about phages? {title}", ["yes", "no"])
+    >>> answers = df.swarm.classify("Is {gene} a gene of E. coli?", ["yes", "no"])
     >>> list(answers.columns), list(answers["label"].cat.categories)
-    (['title', 'label', 'label_error', 'label_p'], ['yes', 'no'])
+    (['gene', 'label', 'label_error', 'label_p'], ['yes', 'no'])
     """
     given = arguments(classify, options)
     return labelled(LabelFrame(df, prompt, labels, given), given)

@@ -80,11 +80,7 @@ def embed(
 
     Examples
     --------
-    >>> import swarmkit, pandas as pd
-    >>> df = pd.DataFrame({"title": ["T4 lysis", "Rice genome"]})
-    >>> with swarmkit.local(1, engine="echo") as swarm:
-    ...     pool = swarmkit.connect(swarm)
-    ...     vectors = swarmkit.embed(df, "title", dimensions=16, as_array=True)
+    >>> vectors = df.swarm.embed("gene", dimensions=16, as_array=True)
     >>> vectors.shape, vectors.dtype
     ((2, 16), dtype('float32'))
     """

@@ -243,9 +243,7 @@ async def tree_reduce(
     Examples
     --------
     >>> import asyncio
-    >>> import swarmkit as sk
-    >>> with sk.local(1, engine="echo", addresses=2) as swarm, sk.connect(swarm) as pool:
-    ...     merged = asyncio.run(tree_reduce(pool, "Read {item}.", "Merge: {responses}", items=["a", "b"]))
+    >>> merged = asyncio.run(tree_reduce(pool, "Read {item}.", "Merge: {responses}", items=["a", "b"]))
     >>> print(merged.text)
     echo: Merge: echo: Read a.
     ---
