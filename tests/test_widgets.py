@@ -19,6 +19,8 @@ from swarmkit.client import io_thread
 from swarmkit.client.capabilities import ServerInfo
 from swarmkit.engine.breaker import Breaker
 from swarmkit.records import Failure, FailureKind
+from swarmkit.runs.events import RowFailed, RowsDone, RunEnded, RunStarted
+from swarmkit.runs.progress import Bar
 from swarmkit.runs.stats import EndpointStats, RunStats
 from swarmkit.widgets.endpoint_table import SIZE, in_order, matching, page_of, row_html, tag_options
 from swarmkit.widgets.run_view import MAX_ENDPOINTS, Pace, run_html, shown_endpoints
@@ -447,6 +449,19 @@ def test_less_than_a_second_is_no_time_left() -> None:
     assert " left" not in run_html("scatter", "running", stats, pace, 2.0)
     stats.rows = 200
     assert "about 2.4 s left" in run_html("scatter", "running", stats, pace, 2.0)
+
+
+def test_rows_that_fail_take_their_part_of_the_time_and_leave_less(capfd: pytest.CaptureFixture[str]) -> None:
+    stats = RunStats(rows=200, answered=10, failed=90, endpoints=[EndpointStats("a", rows=10)])
+    assert "about 2.0 s left" in run_html("scatter", "running", stats, Pace([(0.0, 0), (2.0, 10)]), 2.0)
+
+    bar, failure = Bar("scatter", RunStats()), Failure(FailureKind.REJECTED, "no", "a")
+    bar(RunStarted(100, 100, ["a"], ["completions"], 0.0))
+    for row in range(50):
+        time.sleep(0.02)
+        bar(RowFailed(row, failure, 0.0) if row % 10 else RowsDone(0, 0, [row], 1, 0.0))
+    bar(RunEnded(None, False, 1.0))
+    assert re.search(r" 50/100 .*<00:0[012]", capfd.readouterr().err)  # half of the rows, and half of the time
 
 
 # ---- reprs ------------------------------
