@@ -129,8 +129,8 @@ class LabelFrame(ScatterFrame):
     def _cause(self, name: str) -> str:
         return super()._cause(name) if name.startswith(self.out) else "details=True"
 
-    def _remedy(self, name: str) -> str:
-        return super()._remedy(name) if name.startswith(self.out) else "rename or drop that column"
+    def _remedy(self, name: str, drop: str) -> str:
+        return super()._remedy(name, drop) if name.startswith(self.out) else "rename or drop that column"
 
     def begin(self, call: PreparedCall) -> Run:
         """Find out how the labels can be asked for, and start the run that does it."""
