@@ -294,6 +294,26 @@ def test_a_dry_run_says_what_would_be_asked_and_writes_nothing(swarm, host, tmp_
     assert not (tmp_path / "new").exists()
 
 
+def test_a_dry_run_of_trees_says_how_many_merges_there_would_be(host, tmp_path):
+    source, out, store = tmp_path / "in.csv", tmp_path / "out.csv", tmp_path / "store"
+    texts = ["a", "b", "c", "d", "e", "x", None, "y"]
+    pd.DataFrame({"k": [*"111112", *"2"] + [None], "t": texts}).to_csv(source, index=False)
+    words = ["tree-reduce", source, "--column", "t", "--by", "k", "--prompt", "Merge {k}: {responses}", "-o", out]
+    words += ["--fanin", 2, *to(host)]
+    done = run(*words, "--dry-run")
+    assert done.returncode == 0, done.stderr
+    told = "of 8 rows 6 in 2 groups: 4 merges on 3 levels would be asked, 1 without a text, 1 without a key; of"
+    assert told in done.stderr, done.stderr
+    assert "the first prompt: Merge 1: a" in done.stderr
+    assert not out.exists()
+    words += ["--store", store]
+    assert run(*words).returncode == 0
+    done = run(*words, "--overwrite", "--dry-run")
+    assert "0 merges on 3 levels would be asked, 4 stored" in done.stderr, done.stderr
+    wrong = run(*words, "--overwrite", "--dry-run", "--prompt", "no place")
+    assert (wrong.returncode, "must hold {responses}" in wrong.stderr) == (2, True)
+
+
 def test_a_preview_shows_whole_prompts_and_those_that_are_not_sent(host, tmp_path):
     source = tmp_path / "in.jsonl"
     texts = ["first\nline \x1b[31m", None, "w " * 300, "not shown"]

@@ -453,18 +453,19 @@ def _tree_reduce(args: argparse.Namespace) -> int:
 
     params, api_key = _pairs(args.param, "--param"), _api_key(args)
     job = Job(args, "error" if args.trace else f"{args.out}_error")
-    from ..frames.verbs import tree_reduce  # slow to import, as above
+    from ..frames.call import arguments, read_options  # slow to import, as above
+    from ..frames.verbs import tree_reduce, trees_of
 
-    options = _verb_options(args, params)
-    pool, df = _connect(args, api_key), job.source.read()
+    own = {name: getattr(args, name) for name in ("by", "fanin", "out", "trace")}
+    options = {**own, "pool": _connect(args, api_key), **_verb_options(args, params)}
+    df = job.source.read()
+    if args.dry_run:
+        from .dry_run import dry_run_of_trees
 
-    def work() -> pd.DataFrame:
-        return tree_reduce(
-            df, args.column, args.prompt, by=args.by, fanin=args.fanin, out=args.out, trace=args.trace,
-            pool=pool, **options,
-        )  # fmt: skip
-
-    return job.finish(work)
+        given = arguments(tree_reduce, options)
+        trees = trees_of(df, args.column, args.prompt, given)
+        return dry_run_of_trees(job, trees, read_options(given, aggregation=True))
+    return job.finish(lambda: tree_reduce(df, args.column, args.prompt, **options))
 
 
 # ---- compare, probe ------------------------------

@@ -333,9 +333,13 @@ def _start_tree(
     verb: Callable[..., Any], df: pd.DataFrame, column: str, prompt: str, options: Mapping[str, object]
 ) -> Run:
     given = arguments(verb, options)
+    return trees_of(df, column, prompt, given).start(read_options(given, aggregation=True))
+
+
+def trees_of(df: pd.DataFrame, column: str, prompt: str, given: Mapping[str, Any]) -> ReductionTrees:
+    """The trees of a ``tree_reduce`` with these keywords."""
     shape = {name: given[name] for name in ("by", "dropna", "fanin", "out", "trace")}
-    trees = ReductionTrees(df, column, prompt, **shape, typed=TypedAnswers.of(given))
-    return trees.start(read_options(given, aggregation=True))
+    return ReductionTrees(df, column, prompt, **shape, typed=TypedAnswers.of(given))
 
 
 # ---- broadcast, preview ------------------------------

@@ -19,7 +19,7 @@ from ..pool.vllm_pool import VLLMPool
 from ..records import Response
 from .broadcast import SEPARATOR
 
-__all__ = ["Node", "Settle", "bundles", "check_fanin", "reduce_groups", "roots", "tree_reduce"]
+__all__ = ["Node", "ScatterLevel", "Settle", "bundles", "check_fanin", "reduce_groups", "roots", "tree_reduce"]
 
 UNKNOWN_CONTEXT_FANIN = 50
 _ELLIPSIS = " [...]"
