@@ -118,8 +118,14 @@ def compare_models(
     names = [] if isinstance(models, str) else list(models)
     if len(names) < 2 or len({*map(repr, names)}) < len(names):
         raise SettingError(f"models={models!r}: must be a list of two models or more, none of them twice")
-    for name in names:
-        ScatterFrame(df, prompt, {**given, "out": f"{out}_{name}"})  # no column is in the way, or nothing is asked
+    whose: dict[str, str] = {}
+    for name in names:  # no column is in the way, or nothing is asked
+        for column in ScatterFrame(df, prompt, {**given, "out": f"{out}_{name}"})._adds:
+            if (other := whose.setdefault(column, name)) != name:
+                raise SettingError(
+                    f"the models {other!r} and {name!r} would both have the column {column!r}: ask one of them in a "
+                    "call of its own, with another out="
+                )
     pool, owned = use_pool(given["pool"])
     costs: list[dict[str, Any]] = []
     answers: dict[str, TypedAnswers] = {}

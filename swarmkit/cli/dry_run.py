@@ -86,5 +86,6 @@ def dry_run_of_trees(job: Job, trees: ReductionTrees, call: PreparedCall) -> Exi
     shown = f"\nthe first prompt: {printable(asked[0], _SHOWN)}" if asked else ""
     groups = f"{sum(trees.leaves):,} in {plural(len(trees.groups), 'group')}"
     say(f"dry run: of {plural(job.source.rows, 'row')} {groups}: {least}{plural(len(asked), 'merge')} on "
-        f"{plural(levels, 'level')} would be asked{others}; of {plural(call.pool.size, 'endpoint')}, to {job.output}; nothing was sent or written{shown}")  # fmt: skip
+        f"{plural(levels, 'level')} would be asked{others}; of {plural(call.pool.size, 'endpoint')}, "
+        f"to {job.output}; nothing was sent or written{shown}")  # fmt: skip
     return Exit.OK if all(trees.leaves) else Exit.ROWS_FAILED
