@@ -360,13 +360,28 @@ def test_advice_is_what_the_command_line_has(host, tmp_path):
     for prompt in ("{gene}", "{response}"):
         done = run("scatter", own, "--prompt", prompt, "-o", tmp_path / "o.csv", *to(host))
         assert done.returncode == 2
-        assert "give the answers another name, --out NAME" in done.stderr
+        assert "give the answers another name, --out ..." in done.stderr
         assert "overwrite=" not in done.stderr
         done = run("estimate", own, "--prompt", prompt, "--max-tokens", 9, "--quiet", *to(host))
         assert (done.returncode, done.stderr) == (0, "")
     done = run("tree-reduce", keys, "--column", "t", "--by", "k", "--prompt", "M {responses}", "-o", "-", *to(host))
     assert done.returncode == 0, done.stderr
     assert "warning: 1 row without the key 'k', in no group\n" in done.stderr
+    done = run("scatter", own, "--prompt", "{gene}", "--out", "new", "--max-tokens", 2, "-o", "-", *to(host))
+    assert "1 of 1 answer was cut off at --max-tokens 2: raise --max-tokens\n" in done.stderr
+    done = run("scatter", own, "--prompt", "{gene}", "--system", "Hi", "--chat", "none", "-o", "-", *to(host))
+    assert "--system needs --chat auto: " in done.stderr
+
+
+def test_what_is_refused_in_a_later_chunk_is_said_in_options_too(host, tmp_path):
+    source = tmp_path / "in.jsonl"
+    rows = [{"t": t, "response": None, "response_error": "lost"} for t in "abcdefgh"]
+    rows[-1]["response_error"] = 5  # no error of ours, so that column is the user's
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done = run("scatter", source, "--prompt", "{t}", "-o", tmp_path / "o.jsonl", "--chunk-rows", 1, *to(host))
+    assert done.returncode not in (0, 1)
+    assert "--out response would overwrite 'response' of the frame" in done.stderr
+    assert len(lines((tmp_path / "o.jsonl").read_text())) == 8, "those that were answered are kept"
 
 
 def test_quiet_is_quiet(host, tmp_path):

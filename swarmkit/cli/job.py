@@ -22,7 +22,7 @@ from .harmless import OF_TREES, answers_of
 from .output import plan_output
 from .parser import Exit
 from .source import Reading, find_files, scan
-from .terminal import say, seconds
+from .terminal import as_options, say, seconds
 from .writer import Writer
 
 __all__ = ["Job", "how_read", "inputs_of"]
@@ -167,7 +167,8 @@ class Job:
         """Say how it went: ``ended`` is what ended it early, ``problem`` what the output could not take."""
         quiet = self.args.quiet
         if ended:
-            say(f"swarmkit {self.args.command}: {'interrupted' if isinstance(ended, KeyboardInterrupt) else ended}")
+            why = "interrupted" if isinstance(ended, KeyboardInterrupt) else as_options(str(ended), vars(self.args))
+            say(f"swarmkit {self.args.command}: {why}")
         if not quiet or ended or problem:
             apart = "".join(f"{count:,} {what}, " for what, count in stats.apart().items())
             speed = f"{stats.rows_per_s:.1f} rows/s" if self.completable is not None else plural(stats.rows, "merge")
@@ -181,7 +182,7 @@ class Job:
         if quiet and not (ended or problem):
             return
         for line in () if self.batch_file else stats.cuts():
-            say(line)
+            say(as_options(line, vars(self.args)))
         if causes.count and not ended:
             say("\n".join(causes.lines()))
         unfinished = causes.count or stats.deadline

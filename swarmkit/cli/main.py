@@ -20,7 +20,8 @@ import signal
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -29,7 +30,7 @@ from ..client.keys import Key
 from ..errors import CallerError, NoEndpointsError, ScatterError, SettingError, StoreError, SwarmError
 from ..text import plural, visible
 from .parser import SERVE_KEY, Exit, ProbeExit, parser
-from .terminal import say
+from .terminal import as_options, say
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -61,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code.
     """
     args = parser().parse_args(argv)
-    warnings.showwarning = _no_warning if getattr(args, "quiet", False) else _show_warning
+    warnings.showwarning = _no_warning if getattr(args, "quiet", False) else partial(_show_warning, vars(args))
     signal.signal(signal.SIGTERM, _terminated)
     try:
         with contextlib.ExitStack() as args.closing:  # of pools: connections, and ways by ssh
@@ -75,10 +76,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         _drop_stdout()
         return Exit.OK
     except CallerError as exc:
-        say(f"swarmkit {args.command}: {_advice(str(exc))}")
+        say(f"swarmkit {args.command}: {as_options(str(exc), vars(args))}")
         return Exit.USAGE
     except SwarmError as exc:
-        say(f"swarmkit {args.command}: {exc}")
+        say(f"swarmkit {args.command}: {as_options(str(exc), vars(args))}")
         return Exit.NO_ENDPOINT
     except OSError as exc:
         _drop_stdout()
@@ -99,14 +100,8 @@ def _no_warning(*_: Any, **__: Any) -> None:
     pass
 
 
-def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    say(f"warning: {_advice(str(message))}")
-
-
-def _advice(text: str) -> str:
-    """A message of a verb, without what it advises to Python only: ``--overwrite`` is about the file."""
-    text = text.replace(", or say overwrite=True", "").replace(": dropna=False makes a group of missing keys", "")
-    return text.replace("name, out=...", "name, --out NAME")
+def _show_warning(options: Container[str], message: Warning | str, *_: Any, **__: Any) -> None:
+    say(f"warning: {as_options(str(message), options)}")
 
 
 # ---- what commands share ------------------------------
@@ -441,7 +436,7 @@ def _estimate(args: argparse.Namespace) -> int:
         print(json.dumps(dataclasses.asdict(found), indent=1))
     else:
         lines = [f"{label:<11}{value}" for label, value in found.summary()]
-        print("\n".join(lines).replace("slots= sets", "--slots sets"))
+        print(as_options("\n".join(lines), vars(args)))
     return Exit.OK
 
 
