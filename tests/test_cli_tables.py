@@ -379,9 +379,12 @@ def test_what_is_refused_in_a_later_chunk_is_said_in_options_too(host, tmp_path)
     rows[-1]["response_error"] = 5  # no error of ours, so that column is the user's
     source.write_text("".join(json.dumps(row) + "\n" for row in rows))
     done = run("scatter", source, "--prompt", "{t}", "-o", tmp_path / "o.jsonl", "--chunk-rows", 1, *to(host))
-    assert done.returncode not in (0, 1)
+    assert done.returncode == 4
     assert "--out response would overwrite 'response' of the frame" in done.stderr
-    assert len(lines((tmp_path / "o.jsonl").read_text())) == 8, "those that were answered are kept"
+    assert "it has 7 of 8 rows: the next ones are refused" in done.stderr
+    kept = [row["response"] for row in lines((tmp_path / "o.jsonl.part").read_text())]
+    assert kept[:4] == [f"echo: {t}" for t in "abcd"], "what was answered is kept"
+    assert len(kept) == 7
 
 
 def test_quiet_is_quiet(host, tmp_path):

@@ -13,7 +13,7 @@ from typing import Any
 
 import pandas as pd
 
-from ..errors import NoEndpointsError, ScatterInterrupted, SettingError, StoreError
+from ..errors import CallerError, NoEndpointsError, ScatterInterrupted, SettingError, StoreError
 from ..runs.failure_summary import FailureSummary
 from ..runs.run import last_run
 from ..runs.stats import RunStats
@@ -137,10 +137,12 @@ class Job:
             causes.add((row, why) for row, why in errors.items() if not (late and why.endswith(late)))
             if isinstance(writer.problem, BrokenPipeError):
                 stop()
-        missing = ""
+        missing, problem = "", ended()
         if rows is not None and written != rows:
-            missing = f"it has {written:,} of {rows:,} rows: the input has changed, or cannot be read any more"
-        where, problem = writer.close(missing), ended()
+            why = "the input has changed, or cannot be read any more"
+            why = "the next ones are refused" if isinstance(problem, CallerError) else why
+            missing = f"it has {written:,} of {rows:,} rows: {why}"
+        where = writer.close(missing)
         self._report(written, where, stats, causes, problem, writer.problem)
         if writer.secured and not self.args.quiet:
             one = writer.secured == 1

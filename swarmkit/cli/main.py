@@ -313,8 +313,10 @@ def _stream(
             if not stream.stats.answered:
                 raise
             ended.append(exc)
-        if ended:  # the output has every row of the input, also after an early end
-            yield from stream.rest(_unfinished(ended[0]), waiting=not isinstance(ended[0], BrokenPipeError))
+        if ended:  # the output has every row of the input, also after an early end, if no part of it is refused
+            refused = isinstance(ended[0], CallerError) and not isinstance(ended[0], StoreError)
+            waiting = not (refused or isinstance(ended[0], BrokenPipeError))
+            yield from stream.rest(_unfinished(ended[0]), waiting=waiting)
 
     signal.signal(signal.SIGINT, stop)
     signal.signal(signal.SIGTERM, stop)

@@ -36,6 +36,7 @@ class RunMonitor(ipywidgets.VBox):
     >>> run = df.swarm.submit("What does {gene} do?")
     >>> RunMonitor(run)
     <RunMonitor: scatter>
+    >>> answers = run.result()
     """
 
     def __init__(self, run: Run) -> None:
