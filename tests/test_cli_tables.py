@@ -414,7 +414,7 @@ def test_how_endpoints_are_reached(host, tmp_path, swarm):
         "named by --proxy-env is not set": ["--proxy-env", "NO_SUCH"],
         "nowhere.pem": ["--cert", "nowhere.pem"],
         "which --cert FILE names": ["--cert-key", "nowhere.pem"],
-        "verify='nowhere.pem'": ["--verify", "nowhere.pem"],
+        "--verify nowhere.pem cannot be read": ["--verify", "nowhere.pem"],
     }
     for said, more in wrong.items():
         done = run(*words, *more)
