@@ -181,9 +181,9 @@ def compare(
 
     Examples
     --------
-    >>> found = compare(pd.DataFrame({"i": range(20)}), "number {i}", repeats=1)
+    >>> found = compare(pd.DataFrame({"i": range(20)}), "number {i}", repeats=1, pool=pool.select([0]))
     >>> found.frame["requests"].tolist()
-    [4, 20]
+    [1, 20]
     """
     given = arguments(compare, options, prompt)
     check_frame(df)

@@ -48,12 +48,11 @@ class EndpointModel:
     >>> round(EndpointModel(slots=256, tokens_per_s=40.0, alone_tokens_per_s=120.0).speed(128), 1)
     60.1
 
-    From a run, when it is over: ``EndpointModel.from_stats`` and ``Workload.from_stats``.
+    From a run, when it is over:
 
-    >>> answers = pd.DataFrame({"i": range(200)}).swarm.scatter("number {i}")
-    >>> stats = sk.last_run().stats
-    >>> len(EndpointModel.from_stats(stats, slots=64)), Workload.from_stats(stats, rows=10_000).rows
-    (4, 10000)
+    >>> answers = pd.DataFrame({"i": range(200)}).swarm.scatter("number {i}", pool=pool.select([0]))
+    >>> len(EndpointModel.from_stats(sk.last_run().stats, slots=64))
+    1
     """
 
     slots: int = 256
