@@ -54,6 +54,8 @@ _SAMPLE_CHARS = 4000
 class VLLMPool(AgentPool):
     """OpenAI-compatible endpoints, used as one.
 
+    It has the methods of ``AgentPool``, too: sub-pools, one prompt to one endpoint or to all, ``close``.
+
     Parameters
     ----------
     endpoints : iterable of AgentEndpoint, str or (host, port)
