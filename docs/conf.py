@@ -30,7 +30,7 @@ include_patterns = [
 ]
 exclude_patterns = ["**/.*", ".*", "build", "tests", "**/__pycache__"]
 extensions = ["sphinx.ext.autodoc", "sphinx.ext.autosummary", "numpydoc", "myst_nb"]
-templates_path = ["templates"]
+templates_path = [str(ROOT / "docs/templates")]  # autosummary looks for a relative one from the checkout
 
 # Tutorials are shown as they were stored: tests run them, and compare.
 nb_execution_mode = "off"

@@ -142,7 +142,13 @@ def _of_column(load: Callable[[], Callable[Concatenate[pd.DataFrame, str, P], R_
 
 @pd.api.extensions.register_dataframe_accessor("swarm")
 class FrameSwarm:
-    """The verbs on a DataFrame: the functions of the same names, called with the frame."""
+    """The verbs on a DataFrame: the functions of the same names, called with the frame.
+
+    Examples
+    --------
+    >>> df.swarm.scatter("What does {gene} do?")["response"].tolist()
+    ['echo: What does lacZ do?', 'echo: What does recA do?']
+    """
 
     scatter = _of_frame(lambda: verbs.scatter)
     ascatter = _of_frame(lambda: verbs.ascatter)
@@ -175,7 +181,15 @@ class FrameSwarm:
 @pd.api.extensions.register_series_accessor("swarm")
 class SeriesSwarm:
     """The verbs on a Series of texts: ``{value}`` is the placeholder, as is the Series' own name, and the text
-    itself the prompt by default."""
+    itself the prompt by default.
+
+    Examples
+    --------
+    >>> df["gene"].swarm.scatter()["response"].tolist()
+    ['echo: lacZ', 'echo: recA']
+    >>> df["gene"].swarm.scatter("What does {value} do?")["response"].tolist()
+    ['echo: What does lacZ do?', 'echo: What does recA do?']
+    """
 
     scatter = _of_values(lambda: verbs.scatter)
     ascatter = _of_values(lambda: verbs.ascatter)

@@ -139,6 +139,22 @@ class DaskSwarm:
     Computing twice sends the prompts twice: keep the result (``persist``, ``to_parquet``), or give ``store=``, from
     which the partitions of a lost worker are read, too. Identical prompts are found within a partition only; with a
     store, a prompt that is in two partitions has one stored answer, also when it is sampled.
+
+    Examples
+    --------
+    Workers read the key themselves, here from a file.
+
+    >>> import dask.dataframe, swarmkit.dask
+    >>> from pathlib import Path
+    >>> _ = Path("key.txt").write_text("a-key")
+    >>> pool = sk.connect(swarm.urls, api_key=Path("key.txt"))
+    >>> ddf = dask.dataframe.from_pandas(df, npartitions=1)
+    >>> ddf.swarm.scatter("What does {gene} do?").compute()["response"].tolist()
+    ['echo: What does lacZ do?', 'echo: What does recA do?']
+    >>> ddf.swarm.tree_reduce("gene", "Merge: {responses}").compute()["n_leaves"].tolist()
+    [2]
+    >>> ddf.swarm.embed("gene").compute()["embedding"].map(len).tolist()
+    [64, 64]
     """
 
     def __init__(self, ddf: DataFrame) -> None:

@@ -60,7 +60,16 @@ __all__ = [
 
 
 class SwarmError(Exception):
-    """Base of all errors raised by swarmkit (``ScatterInterrupted`` is a ``KeyboardInterrupt``)."""
+    """Base of all errors raised by swarmkit (``ScatterInterrupted`` is a ``KeyboardInterrupt``).
+
+    Examples
+    --------
+    >>> try:
+    ...     df.swarm.scatter("{gen}")
+    ... except sk.SwarmError as error:
+    ...     print(error)
+    the template's placeholder {gen} is not a column. Did you mean 'gene'? The columns are: gene
+    """
 
     def __str__(self) -> str:
         # Words of servers may be part of the message, and must not control the terminal that shows it.
@@ -75,23 +84,59 @@ class CallerError(SwarmError):
     """A call that cannot be carried out as asked.
 
     Raised before anything is sent, except where a store cannot be written during a run.
+
+    Examples
+    --------
+    >>> df.swarm.scatter("{gene}", mode="batches")
+    Traceback (most recent call last):
+    swarmkit.errors.SettingError: mode='batches': must be one of 'batch', 'single'
+    >>> issubclass(sk.SettingError, sk.CallerError)
+    True
     """
 
 
 class PromptError(CallerError, ValueError):
-    """A template or prompt column that cannot be turned into prompts."""
+    """A template or prompt column that cannot be turned into prompts.
+
+    Examples
+    --------
+    >>> df.swarm.scatter("Describe {gene")
+    Traceback (most recent call last):
+    swarmkit.errors.PromptError: the template's braces do not balance ...: 'Describe {gene'
+    """
 
 
 class UnknownColumnError(CallerError, KeyError):
-    """A column or placeholder that the frame does not have; the message names the nearest one."""
+    """A column or placeholder that the frame does not have; the message names the nearest one.
+
+    Examples
+    --------
+    >>> df.swarm.scatter("{gen}")
+    Traceback (most recent call last):
+    swarmkit.errors.UnknownColumnError: the template's placeholder {gen} is not a column. Did you mean 'gene'? ...
+    """
 
 
 class HostfileError(CallerError, ValueError):
-    """A hostfile, or a line of one, that cannot be read; the message has the line's number."""
+    """A hostfile, or a line of one, that cannot be read; the message has the line's number.
+
+    Examples
+    --------
+    >>> sk.parse_hostfile("none.hostfile")
+    Traceback (most recent call last):
+    swarmkit.errors.HostfileError: cannot read the hostfile 'none.hostfile': ...
+    """
 
 
 class SettingError(CallerError, ValueError):
-    """An argument outside of what is allowed."""
+    """An argument outside of what is allowed.
+
+    Examples
+    --------
+    >>> df.swarm.scatter("{gene}", max_tokens=0)
+    Traceback (most recent call last):
+    swarmkit.errors.SettingError: max_tokens=0: must be a whole number, 1 or more
+    """
 
 
 class StoreError(CallerError, OSError):
@@ -101,13 +146,30 @@ class StoreError(CallerError, OSError):
     ----------
     frame : pandas.DataFrame or None
         The result so far, if it failed during a run.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> _ = Path("notes.txt").write_text("no store")
+    >>> sk.open_store("notes.txt")
+    Traceback (most recent call last):
+    swarmkit.errors.StoreError: notes.txt is a file; a store is a folder of segments
     """
 
     frame: pd.DataFrame | None = None
 
 
 class PoolClosedError(CallerError, RuntimeError):
-    """A pool was used after ``close()``, or after its ``with`` or ``async with`` block."""
+    """A pool was used after ``close()``, or after its ``with`` or ``async with`` block.
+
+    Examples
+    --------
+    >>> with sk.VLLMPool(swarm.endpoints) as closed:
+    ...     pass
+    >>> df.swarm.scatter("{gene}", pool=closed)
+    Traceback (most recent call last):
+    swarmkit.errors.PoolClosedError: ...
+    """
 
 
 class LoopThreadError(CallerError, RuntimeError):
@@ -121,6 +183,13 @@ class EndpointError(SwarmError):
     ----------
     failure : Failure
         The classified failure; ``failure.kind`` decides the reaction.
+
+    Examples
+    --------
+    >>> from swarmkit.records import Failure, FailureKind
+    >>> error = EndpointError(Failure(FailureKind.CONNECT, "connection refused", "node001:8000"))
+    >>> print(error, "|", error.failure.kind)
+    cannot connect at node001:8000: connection refused | cannot connect
     """
 
     def __init__(self, failure: Failure) -> None:
@@ -146,6 +215,15 @@ class NoEndpointsError(_WithFrameError):
     ----------
     frame : pandas.DataFrame or None
         The result so far, if rows had finished before the last endpoint failed.
+
+    Examples
+    --------
+    >>> try:
+    ...     sk.connect("127.0.0.1:9")  # where nothing listens
+    ... except sk.NoEndpointsError as error:
+    ...     print(error)
+    no endpoint can be used:
+      127.0.0.1:9: cannot connect: connection refused
     """
 
 
@@ -156,11 +234,29 @@ class ScatterError(_WithFrameError):
     ----------
     frame : pandas.DataFrame
         The whole result, with answers and errors.
+
+    Examples
+    --------
+    >>> df = pd.DataFrame({"gene": ["lacZ", None]})
+    >>> try:
+    ...     df.swarm.scatter("What does {gene} do?", on_error="raise")
+    ... except sk.ScatterError as error:
+    ...     print(error.frame["response"].tolist())
+    ['echo: What does lacZ do?', nan]
     """
 
 
 class CancelledError(SwarmError):
-    """The run was cancelled by ``run.cancel()``; ``run.partial()`` has the finished rows."""
+    """The run was cancelled by ``run.cancel()``; ``run.partial()`` has the finished rows.
+
+    Examples
+    --------
+    >>> run = pd.DataFrame({"i": range(20_000)}).swarm.submit("{i}")
+    >>> run.cancel()
+    >>> run.result()
+    Traceback (most recent call last):
+    swarmkit.errors.CancelledError: the run was cancelled after ...; they are in run.partial()
+    """
 
 
 class ScatterInterrupted(KeyboardInterrupt):
@@ -185,6 +281,15 @@ class SwarmWarning(UserWarning):
 
     In a notebook it is a box under its cell. The filters of ``warnings`` and ``catch_warnings`` apply to it as to any
     other warning.
+
+    Examples
+    --------
+    >>> import warnings
+    >>> with warnings.catch_warnings():
+    ...     warnings.simplefilter("ignore", sk.SwarmWarning)
+    ...     answers = pd.DataFrame({"gene": ["lacZ", None]}).swarm.scatter("What does {gene} do?")
+    >>> answers["response_error"].tolist()
+    [nan, "missing value in column 'gene'"]
     """
 
 

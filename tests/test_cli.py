@@ -346,7 +346,7 @@ def test_tree_reduce_merges_each_group(genes, host, tmp_path):
     assert "2 rows, 0 failed" in done.stderr
     done = run(*words, "--trace", "-o", "-", "--format", "jsonl", *to(host))
     assert done.returncode == 2
-    assert "by='group': the result has a column of this name" in done.stderr
+    assert "--by group: the result has a column of this name" in done.stderr
     GENES.rename(columns={"group": "family"}).to_csv(genes, index=False)
     words = ["tree-reduce", genes, "--column", "gene", "--by", "family", "--prompt", "{responses}", "--fanin", 2]
     done = run(*words, "--trace", "-o", "-", "--format", "jsonl", *to(host))

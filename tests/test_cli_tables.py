@@ -295,6 +295,26 @@ def test_a_dry_run_says_what_would_be_asked_and_writes_nothing(swarm, host, tmp_
     assert not (tmp_path / "new").exists()
 
 
+def test_a_dry_run_of_trees_says_how_many_merges_there_would_be(host, tmp_path):
+    source, out, store = tmp_path / "in.csv", tmp_path / "out.csv", tmp_path / "store"
+    texts = ["a", "b", "c", "d", "e", "x", None, "y"]
+    pd.DataFrame({"k": [*"1111122", None], "t": texts}).to_csv(source, index=False)
+    words = ["tree-reduce", source, "--column", "t", "--by", "k", "--prompt", "Merge {k}: {responses}", "-o", out]
+    words += ["--fanin", 2, *to(host)]
+    done = run(*words, "--dry-run")
+    assert done.returncode == 0, done.stderr
+    told = "of 8 rows 6 in 2 groups: 4 merges on 3 levels would be asked, 1 without a text, 1 without a key; of"
+    assert told in done.stderr, done.stderr
+    assert "the first prompt: Merge 1: a" in done.stderr
+    assert not out.exists()
+    words += ["--store", store]
+    assert run(*words).returncode == 0
+    done = run(*words, "--overwrite", "--dry-run")
+    assert "0 merges on 3 levels would be asked, 4 stored" in done.stderr, done.stderr
+    wrong = run(*words, "--overwrite", "--dry-run", "--prompt", "no place")
+    assert (wrong.returncode, "must hold {responses}" in wrong.stderr) == (2, True)
+
+
 def test_a_preview_shows_whole_prompts_and_those_that_are_not_sent(host, tmp_path):
     source = tmp_path / "in.jsonl"
     texts = ["first\nline \x1b[31m", None, "w " * 300, "not shown"]
@@ -341,13 +361,31 @@ def test_advice_is_what_the_command_line_has(host, tmp_path):
     for prompt in ("{gene}", "{response}"):
         done = run("scatter", own, "--prompt", prompt, "-o", tmp_path / "o.csv", *to(host))
         assert done.returncode == 2
-        assert "give the answers another name, --out NAME" in done.stderr
+        assert "give the answers another name, --out ..." in done.stderr
         assert "overwrite=" not in done.stderr
         done = run("estimate", own, "--prompt", prompt, "--max-tokens", 9, "--quiet", *to(host))
         assert (done.returncode, done.stderr) == (0, "")
     done = run("tree-reduce", keys, "--column", "t", "--by", "k", "--prompt", "M {responses}", "-o", "-", *to(host))
     assert done.returncode == 0, done.stderr
     assert "warning: 1 row without the key 'k', in no group\n" in done.stderr
+    done = run("scatter", own, "--prompt", "{gene}", "--out", "new", "--max-tokens", 2, "-o", "-", *to(host))
+    assert "1 of 1 answer was cut off at --max-tokens 2: raise --max-tokens\n" in done.stderr
+    done = run("scatter", own, "--prompt", "{gene}", "--system", "Hi", "--chat", "none", "-o", "-", *to(host))
+    assert "--system needs --chat auto: " in done.stderr
+
+
+def test_what_is_refused_in_a_later_chunk_is_said_in_options_too(host, tmp_path):
+    source = tmp_path / "in.jsonl"
+    rows = [{"t": t, "response": None, "response_error": "lost"} for t in "abcdefgh"]
+    rows[-1]["response_error"] = 5  # no error of ours, so that column is the user's
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done = run("scatter", source, "--prompt", "{t}", "-o", tmp_path / "o.jsonl", "--chunk-rows", 1, *to(host))
+    assert done.returncode == 4
+    assert "--out response would overwrite 'response' of the frame" in done.stderr
+    assert "it has 7 of 8 rows: the next ones are refused" in done.stderr
+    kept = [row["response"] for row in lines((tmp_path / "o.jsonl.part").read_text())]
+    assert kept[:4] == [f"echo: {t}" for t in "abcd"], "what was answered is kept"
+    assert len(kept) == 7
 
 
 def test_quiet_is_quiet(host, tmp_path):
@@ -377,7 +415,7 @@ def test_how_endpoints_are_reached(host, tmp_path, swarm):
         "named by --proxy-env is not set": ["--proxy-env", "NO_SUCH"],
         "nowhere.pem": ["--cert", "nowhere.pem"],
         "which --cert FILE names": ["--cert-key", "nowhere.pem"],
-        "verify='nowhere.pem'": ["--verify", "nowhere.pem"],
+        "--verify nowhere.pem cannot be read": ["--verify", "nowhere.pem"],
     }
     for said, more in wrong.items():
         done = run(*words, *more)

@@ -1,6 +1,7 @@
 """What the README and docs/ say is there, is there."""
 
 import ast
+import doctest
 import importlib
 import re
 import subprocess
@@ -32,6 +33,7 @@ MODULES = [
     "swarmkit.patterns.pipeline",
     "swarmkit.patterns.scatter_gather",
 ]
+EXAMPLES = doctest.DocTestParser()
 NOT_LISTED = {"__version__", "plots", "Figure"}  # a text; the functions of the module are listed; of matplotlib
 
 
@@ -70,6 +72,33 @@ def test_every_public_name_is_in_the_reference():
 def test_the_reference_has_no_name_twice():
     there = [id(value) for value in listed().values()]
     assert len(there) == len(set(there))
+
+
+# What no example can show: the stop button, and a call from within swarmkit's own thread.
+WITHOUT_EXAMPLE = {"ScatterInterrupted", "LoopThreadError"}
+
+
+def members(page):
+    """The methods that the page of a class shows, by name."""
+    template = (ROOT / "docs/templates/autosummary/class.rst").read_text()
+    left_out = re.findall(rf'"{page.__name__}": "(.*)"', template)
+    names = [name for name in vars(page) if not name.startswith("_") and name not in ", ".join(left_out).split(", ")]
+    found = {name: getattr(page, name) for name in names}
+    return {name: m for name, m in found.items() if callable(m) or isinstance(m, property)}
+
+
+def test_every_page_of_the_reference_has_examples_of_all_it_shows():
+    lacking = []
+    for name, page in listed().items():
+        methods = members(page) if isinstance(page, type) else {}
+        shown = [e.source for doc in (page, *methods.values()) for e in EXAMPLES.get_examples(doc.__doc__ or "")]
+        if not shown and page.__name__ not in WITHOUT_EXAMPLE:
+            lacking.append(name)
+        for method, does in methods.items():
+            used = re.compile(rf"\.{method}\b")
+            if ">>> " not in (does.__doc__ or "") and not any(map(used.search, shown)):
+                lacking.append(f"{name}.{method}")
+    assert lacking == []
 
 
 @each

@@ -206,6 +206,7 @@ def test_models_are_compared_by_their_values(pool: sk.VLLMPool, tmp_path: Path) 
         (["echo", "echo"], "none of them twice"),
         ("echo", "models='echo': must be a list"),
         (["echo", "mina"], "model='mina': no server lists it"),
+        (["a", "a_error"], "the models 'a' and 'a_error' would both have the column 'response_a_error'"),
     ],
 )
 def test_models_that_cannot_be_compared_are_refused(pool: sk.VLLMPool, models: Any, message: str) -> None:

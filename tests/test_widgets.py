@@ -19,6 +19,8 @@ from swarmkit.client import io_thread
 from swarmkit.client.capabilities import ServerInfo
 from swarmkit.engine.breaker import Breaker
 from swarmkit.records import Failure, FailureKind
+from swarmkit.runs.events import RowFailed, RowsDone, RunEnded, RunStarted
+from swarmkit.runs.progress import Bar
 from swarmkit.runs.stats import EndpointStats, RunStats
 from swarmkit.widgets.endpoint_table import SIZE, in_order, matching, page_of, row_html, tag_options
 from swarmkit.widgets.run_view import MAX_ENDPOINTS, Pace, run_html, shown_endpoints
@@ -177,6 +179,14 @@ def test_probe_shows_health_and_healthy_selects_by_it(echo: sk.LocalSwarm) -> No
     button(picker, "All").click()
     button(picker, "Healthy").click()
     assert picker.selected == tuple(echo.endpoints)
+
+
+def test_an_endpoint_that_has_been_used_is_up_when_it_is_probed_again(echo: sk.LocalSwarm) -> None:
+    with sk.connect(echo.endpoints[:1]) as pool:  # its list of models is the same each time, over any connection
+        pd.DataFrame({"i": range(8)}).swarm.scatter("{i}", mode="single", pool=pool)  # which opens several
+        picker = sk.EndpointPicker(pool)
+        picker.probe().result(10)
+        assert len(picker.selected) == 1
 
 
 def test_what_endpoints_do_is_shown_once_it_is_known(echo: sk.LocalSwarm) -> None:
@@ -439,6 +449,19 @@ def test_less_than_a_second_is_no_time_left() -> None:
     assert " left" not in run_html("scatter", "running", stats, pace, 2.0)
     stats.rows = 200
     assert "about 2.4 s left" in run_html("scatter", "running", stats, pace, 2.0)
+
+
+def test_rows_that_fail_take_their_part_of_the_time_and_leave_less(capfd: pytest.CaptureFixture[str]) -> None:
+    stats = RunStats(rows=200, answered=10, failed=90, endpoints=[EndpointStats("a", rows=10)])
+    assert "about 2.0 s left" in run_html("scatter", "running", stats, Pace([(0.0, 0), (2.0, 10)]), 2.0)
+
+    bar, failure = Bar("scatter", RunStats()), Failure(FailureKind.REJECTED, "no", "a")
+    bar(RunStarted(100, 100, ["a"], ["completions"], 0.0))
+    for row in range(50):
+        time.sleep(0.02)
+        bar(RowFailed(row, failure, 0.0) if row % 10 else RowsDone(0, 0, [row], 1, 0.0))
+    bar(RunEnded(None, False, 1.0))
+    assert re.search(r" 50/100 .*<00:0[012]", capfd.readouterr().err)  # half of the rows, and half of the time
 
 
 # ---- reprs ------------------------------

@@ -81,6 +81,14 @@ class Comparison:
     differing : pandas.DataFrame
         The sampled rows whose texts differ between the modes that answered them (first repeat of each), with a
         column per mode.
+
+    Examples
+    --------
+    >>> found = sk.compare(pd.DataFrame({"i": range(20)}), "number {i}", repeats=1)
+    >>> found.verdict()
+    'batch of 100: too few repeats to compare it with single'
+    >>> found.plot()
+    <Figure size ...>
     """
 
     def __init__(self, runs: pd.DataFrame, texts: pd.DataFrame, sample: int) -> None:
@@ -173,10 +181,7 @@ def compare(
 
     Examples
     --------
-    >>> import swarmkit, pandas as pd
-    >>> df = pd.DataFrame({"i": range(20)})
-    >>> with swarmkit.local(1, engine="echo") as swarm:
-    ...     found = compare(df, "number {i}", pool=swarmkit.connect(swarm), repeats=1)
+    >>> found = compare(pd.DataFrame({"i": range(20)}), "number {i}", repeats=1, pool=pool.select([0]))
     >>> found.frame["requests"].tolist()
     [1, 20]
     """

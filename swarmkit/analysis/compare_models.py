@@ -40,6 +40,13 @@ class ModelComparison:
         schema, or the whole text without one.
     differing : pandas.DataFrame
         The texts of the rows whose answers are not all the same, a column per model.
+
+    Examples
+    --------
+    >>> with sk.local(1, engine="echo", models=["tuned"]) as swarm, sk.connect(swarm) as pool:
+    ...     found = sk.compare_models(df, "What does {gene} do?", ["echo", "tuned"], pool=pool)
+    >>> found, found.summary["answered"].tolist()
+    (<ModelComparison of 2 models on 2 rows; 2 rows answered differently>, [2, 2])
     """
 
     def __init__(self, frame: pd.DataFrame, summary: pd.DataFrame, answers: dict[str, TypedAnswers]) -> None:
@@ -101,11 +108,8 @@ def compare_models(
 
     Examples
     --------
-    >>> import swarmkit, pandas as pd
-    >>> df = pd.DataFrame({"gene": ["lacZ", "recA"]})
-    >>> with swarmkit.local(1, engine="echo", models=["tuned"]) as swarm:
-    ...     pool = swarmkit.connect(swarm)
-    ...     found = swarmkit.compare_models(df, "What does {gene} do?", ["echo", "tuned"], pool=pool)
+    >>> with sk.local(1, engine="echo", models=["tuned"]) as swarm, sk.connect(swarm) as pool:
+    ...     found = sk.compare_models(df, "What does {gene} do?", ["echo", "tuned"], pool=pool)
     >>> found.frame["response_tuned"].tolist(), found.agreement["echo"].tolist()
     (['tuned: What does lacZ do?', 'tuned: What does recA do?'], [1.0, 0.0])
     """
@@ -114,8 +118,14 @@ def compare_models(
     names = [] if isinstance(models, str) else list(models)
     if len(names) < 2 or len({*map(repr, names)}) < len(names):
         raise SettingError(f"models={models!r}: must be a list of two models or more, none of them twice")
-    for name in names:
-        ScatterFrame(df, prompt, {**given, "out": f"{out}_{name}"})  # no column is in the way, or nothing is asked
+    whose: dict[str, str] = {}
+    for name in names:  # no column is in the way, or nothing is asked
+        for column in ScatterFrame(df, prompt, {**given, "out": f"{out}_{name}"})._adds:
+            if (other := whose.setdefault(column, name)) != name:
+                raise SettingError(
+                    f"the models {other!r} and {name!r} would both have the column {column!r}: ask one of them in a "
+                    "call of its own, with another out="
+                )
     pool, owned = use_pool(given["pool"])
     costs: list[dict[str, Any]] = []
     answers: dict[str, TypedAnswers] = {}

@@ -85,6 +85,14 @@ class Estimate:
         Whether endpoints were seen to be full with so many, or ``slots=`` said so; otherwise they are an assumption.
     money, money_band : float and (float, float), or None
         What the tokens cost, with ``price``.
+
+    Examples
+    --------
+    >>> plan = Estimate(5_000, 64, 0, 4, 52, 145_000, 40_000, 51.0, (45.0, 58.0), (38_000.0, 42_000.0))
+    >>> plan
+    <Estimate: 5,000 rows on 4 endpoints in 51 s (45 s to 58 s), 52 requests, 145,000 tokens in, 40,000 out>
+    >>> plan.summary()[1]
+    ('time', '51 s (45 s to 58 s)')
     """
 
     rows: int
@@ -182,11 +190,9 @@ def estimate(
 
     Examples
     --------
-    >>> import swarmkit, pandas as pd
     >>> df = pd.DataFrame({"i": range(5_000)})
-    >>> with swarmkit.local(1, engine="echo", tokens_per_s=500) as swarm:
-    ...     pool = swarmkit.connect(swarm)
-    ...     plan = swarmkit.estimate(df, "number {i}", pool=pool, max_tokens=16, price=(0.15, 0.60))
+    >>> with sk.local(1, engine="echo", tokens_per_s=500) as swarm, sk.connect(swarm) as pool:
+    ...     plan = df.swarm.estimate("number {i}", pool=pool, max_tokens=16, price=(0.15, 0.60))
     >>> plan.rows, plan.sampled, plan.money > 0
     (5000, 64, True)
     """

@@ -47,6 +47,12 @@ class EndpointModel:
     --------
     >>> round(EndpointModel(slots=256, tokens_per_s=40.0, alone_tokens_per_s=120.0).speed(128), 1)
     60.1
+
+    From a run, when it is over:
+
+    >>> answers = pd.DataFrame({"i": range(200)}).swarm.scatter("number {i}", pool=pool.select([0]))
+    >>> len(EndpointModel.from_stats(sk.last_run().stats, slots=64))
+    1
     """
 
     slots: int = 256
@@ -126,6 +132,12 @@ class Workload:
     --------
     >>> Workload(1000, tokens=128.0).rows
     1000
+
+    As long as those of a run, when it is over:
+
+    >>> answers = df.swarm.scatter("What does {gene} do?")
+    >>> Workload.from_stats(sk.last_run().stats, rows=10_000).rows
+    10000
     """
 
     rows: int

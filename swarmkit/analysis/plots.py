@@ -347,9 +347,7 @@ def overview(run: Run | RunStats, *, width: float = 9) -> Figure:
 
     Examples
     --------
-    >>> import swarmkit as sk
-    >>> with sk.local(1, engine="echo") as swarm, sk.connect(swarm) as pool:
-    ...     df = pd.DataFrame({"i": range(20)}).swarm.scatter("number {i}", pool=pool, progress=False)
+    >>> df = df.swarm.scatter("What does {gene} do?")
     >>> [ax.get_ylabel() for ax in overview(sk.last_run()).axes]
     ['rows per second', 'endpoint']
     """

@@ -366,6 +366,14 @@ class Simulation:
         Tokens of the prompts that servers began with, and those of them that they found in their caches.
     frame : DataFrame
         A row per request: ``endpoint, rows, start_s, end_s, failure``, as ``RunStats.timeline`` has it.
+
+    Examples
+    --------
+    >>> plan = sk.simulate(sk.EndpointModel(slots=64, tokens_per_s=32.0), sk.Workload(640, tokens=64.0))
+    >>> plan.answered, round(plan.time_s), len(plan.frame) == plan.requests
+    (640, 20, True)
+    >>> plan.plot()
+    <Figure size ...>
     """
 
     rows: int

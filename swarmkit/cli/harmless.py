@@ -2,7 +2,8 @@ r"""Answers in CSV files and on terminals: servers must neither run formulas in 
 
 A value that a spreadsheet would take for a formula gets a ``'`` in front, which the next command with the same
 ``--out`` takes away when it reads it; numbers stay. Control characters become escapes such as ``\x1b``. Only the
-columns of a command's own answers are changed, in both directions: whatever else is in a table is the user's.
+columns of a command's own answers are changed, in both directions: whatever else is in a table is the user's, with the
+answers of earlier commands under other names, which nothing but their names tells from columns of the user's own.
 """
 
 from __future__ import annotations

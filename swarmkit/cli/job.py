@@ -13,7 +13,7 @@ from typing import Any
 
 import pandas as pd
 
-from ..errors import NoEndpointsError, ScatterInterrupted, SettingError, StoreError
+from ..errors import CallerError, NoEndpointsError, ScatterInterrupted, SettingError, StoreError
 from ..runs.failure_summary import FailureSummary
 from ..runs.run import last_run
 from ..runs.stats import RunStats
@@ -22,7 +22,7 @@ from .harmless import OF_TREES, answers_of
 from .output import plan_output
 from .parser import Exit
 from .source import Reading, find_files, scan
-from .terminal import say, seconds
+from .terminal import as_options, say, seconds
 from .writer import Writer
 
 __all__ = ["Job", "how_read", "inputs_of"]
@@ -137,10 +137,12 @@ class Job:
             causes.add((row, why) for row, why in errors.items() if not (late and why.endswith(late)))
             if isinstance(writer.problem, BrokenPipeError):
                 stop()
-        missing = ""
+        missing, problem = "", ended()
         if rows is not None and written != rows:
-            missing = f"it has {written:,} of {rows:,} rows: the input has changed, or cannot be read any more"
-        where, problem = writer.close(missing), ended()
+            why = "the input has changed, or cannot be read any more"
+            why = "the next ones are refused" if isinstance(problem, CallerError) else why
+            missing = f"it has {written:,} of {rows:,} rows: {why}"
+        where = writer.close(missing)
         self._report(written, where, stats, causes, problem, writer.problem)
         if writer.secured and not self.args.quiet:
             one = writer.secured == 1
@@ -167,7 +169,8 @@ class Job:
         """Say how it went: ``ended`` is what ended it early, ``problem`` what the output could not take."""
         quiet = self.args.quiet
         if ended:
-            say(f"swarmkit {self.args.command}: {'interrupted' if isinstance(ended, KeyboardInterrupt) else ended}")
+            why = "interrupted" if isinstance(ended, KeyboardInterrupt) else as_options(str(ended), vars(self.args))
+            say(f"swarmkit {self.args.command}: {why}")
         if not quiet or ended or problem:
             apart = "".join(f"{count:,} {what}, " for what, count in stats.apart().items())
             speed = f"{stats.rows_per_s:.1f} rows/s" if self.completable is not None else plural(stats.rows, "merge")
@@ -181,7 +184,7 @@ class Job:
         if quiet and not (ended or problem):
             return
         for line in () if self.batch_file else stats.cuts():
-            say(line)
+            say(as_options(line, vars(self.args)))
         if causes.count and not ended:
             say("\n".join(causes.lines()))
         unfinished = causes.count or stats.deadline

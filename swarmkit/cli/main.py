@@ -20,7 +20,8 @@ import signal
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -29,7 +30,7 @@ from ..client.keys import Key
 from ..errors import CallerError, NoEndpointsError, ScatterError, SettingError, StoreError, SwarmError
 from ..text import plural, visible
 from .parser import SERVE_KEY, Exit, ProbeExit, parser
-from .terminal import say
+from .terminal import as_options, say
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -62,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code.
     """
     args = parser().parse_args(argv)
-    warnings.showwarning = _no_warning if getattr(args, "quiet", False) else _show_warning
+    warnings.showwarning = _no_warning if getattr(args, "quiet", False) else partial(_show_warning, vars(args))
     signal.signal(signal.SIGTERM, _terminated)
     try:
         with contextlib.ExitStack() as args.closing:  # of pools: connections, and ways by ssh
@@ -76,10 +77,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         _drop_stdout()
         return Exit.OK
     except CallerError as exc:
-        say(f"swarmkit {args.command}: {_advice(str(exc))}")
+        say(f"swarmkit {args.command}: {as_options(str(exc), vars(args))}")
         return Exit.USAGE
     except SwarmError as exc:
-        say(f"swarmkit {args.command}: {exc}")
+        say(f"swarmkit {args.command}: {as_options(str(exc), vars(args))}")
         return Exit.NO_ENDPOINT
     except OSError as exc:
         _drop_stdout()
@@ -100,14 +101,8 @@ def _no_warning(*_: Any, **__: Any) -> None:
     pass
 
 
-def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    say(f"warning: {_advice(str(message))}")
-
-
-def _advice(text: str) -> str:
-    """A message of a verb, without what it advises to Python only: ``--overwrite`` is about the file."""
-    text = text.replace(", or say overwrite=True", "").replace(": dropna=False makes a group of missing keys", "")
-    return text.replace("name, out=...", "name, --out NAME")
+def _show_warning(options: Container[str], message: Warning | str, *_: Any, **__: Any) -> None:
+    say(f"warning: {as_options(str(message), options)}")
 
 
 # ---- what commands share ------------------------------
@@ -371,8 +366,10 @@ def _stream(
             if not stream.stats.answered:
                 raise
             ended.append(exc)
-        if ended:  # the output has every row of the input, also after an early end
-            yield from stream.rest(_unfinished(ended[0]), waiting=not isinstance(ended[0], BrokenPipeError))
+        if ended:  # the output has every row of the input, also after an early end, if no part of it is refused
+            refused = isinstance(ended[0], CallerError) and not isinstance(ended[0], StoreError)
+            waiting = not (refused or isinstance(ended[0], BrokenPipeError))
+            yield from stream.rest(_unfinished(ended[0]), waiting=waiting)
 
     signal.signal(signal.SIGINT, stop)
     signal.signal(signal.SIGTERM, stop)
@@ -494,7 +491,7 @@ def _estimate(args: argparse.Namespace) -> int:
         print(json.dumps(dataclasses.asdict(found), indent=1))
     else:
         lines = [f"{label:<11}{value}" for label, value in found.summary()]
-        print("\n".join(lines).replace("slots= sets", "--slots sets"))
+        print(as_options("\n".join(lines), vars(args)))
     return Exit.OK
 
 
@@ -506,18 +503,19 @@ def _tree_reduce(args: argparse.Namespace) -> int:
 
     params, api_key = _pairs(args.param, "--param"), _api_key(args)
     job = Job(args, "error" if args.trace else f"{args.out}_error")
-    from ..frames.verbs import tree_reduce  # slow to import, as above
+    from ..frames.call import arguments, read_options  # slow to import, as above
+    from ..frames.verbs import tree_reduce, trees_of
 
-    options = _verb_options(args, params)
-    pool, df = _connect(args, api_key), job.source.read()
+    own = {name: getattr(args, name) for name in ("by", "fanin", "out", "trace")}
+    options = {**own, "pool": _connect(args, api_key), **_verb_options(args, params)}
+    df = job.source.read()
+    if args.dry_run:
+        from .dry_run import dry_run_of_trees
 
-    def work() -> pd.DataFrame:
-        return tree_reduce(
-            df, args.column, args.prompt, by=args.by, fanin=args.fanin, out=args.out, trace=args.trace,
-            pool=pool, **options,
-        )  # fmt: skip
-
-    return job.finish(work)
+        given = arguments(tree_reduce, options)
+        trees = trees_of(df, args.column, args.prompt, given)
+        return dry_run_of_trees(job, trees, read_options(given, aggregation=True))
+    return job.finish(lambda: tree_reduce(df, args.column, args.prompt, **options))
 
 
 # ---- compare, probe ------------------------------

@@ -212,6 +212,7 @@ def _add_table_options(
     if keeps_rows:
         group.add_argument("--in-place", action="store_true",
                            help="write the answers into INPUT itself, which is replaced when all is done")  # fmt: skip
+    if out:
         group.add_argument("--dry-run", action="store_true",
                            help="check all this, and say what would be asked; nothing is sent or written")  # fmt: skip
     group.add_argument("--format", choices=FORMATS[:-1],

@@ -2,19 +2,44 @@
 
 from __future__ import annotations
 
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 
 from ..text import visible
 
-__all__ = ["clean", "say", "seconds", "text_table"]
+__all__ = ["as_options", "clean", "say", "seconds", "text_table"]
 
 _NARROWEST = 6
+_KEYWORD = re.compile(r"(?<!\w)'[^']*'|(?<![^\s(])(?<!--param )(\w+)=('[^']*'|\.\.\.|[^\s,;:.)]*)")
+_PYTHON_ONLY = re.compile(", or say overwrite=True|: dropna=False makes a group of missing keys")
 
 
 def say(text: str) -> None:
     """Write a message to the standard error."""
     print(visible(text), file=sys.stderr, flush=True)  # words of servers may be part of it
+
+
+def as_options(text: str, options: Container[str]) -> str:
+    """A message of a verb, whose keywords are these options of a command. What it advises to Python only is left out:
+    ``--overwrite`` is about the file.
+
+    Examples
+    --------
+    >>> as_options("max_tokens=0: must be 1 or more, as for n=1, and not 'max_tokens=1'", {"max_tokens"})
+    "--max-tokens 0: must be 1 or more, as for n=1, and not 'max_tokens=1'"
+    >>> as_options("system= needs chat='auto', or say overwrite=True", {"chat", "overwrite", "system"})
+    '--system needs --chat auto'
+    """
+
+    def option(found: re.Match[str]) -> str:
+        name, value = found[1], (found[2] or "").strip("'")
+        if name not in options:
+            return found[0]
+        value = {"True": "", "None": "none"}.get(value, value)
+        return f"--{name.replace('_', '-')} {value}".rstrip()
+
+    return _KEYWORD.sub(option, _PYTHON_ONLY.sub("", text))
 
 
 def seconds(time_s: float) -> str:

@@ -100,8 +100,9 @@ class AgentEndpoint:
 
     Examples
     --------
-    >>> AgentEndpoint("node001", 8000, {"rack": "a"}).url
-    'http://node001:8000'
+    >>> endpoint = AgentEndpoint("node001", 8000, {"rack": "a"}, path="/serve/7b")
+    >>> endpoint.url, endpoint.name, endpoint.place, endpoint.has_key()
+    ('http://node001:8000/serve/7b', 'node001:8000/serve/7b', 'node001:8000', False)
     """
 
     host: str

@@ -177,7 +177,8 @@ class Transport:
                 if last or (but_one and response.status_code not in ANSWERED):
                     _drop(response)
                 _ok(response)
-                self._check_id(endpoint, response, data, sent.number)
+                # The ids in a list are those of models, not of replies.
+                self._check_id(endpoint, response, b"" if body is None else data, sent.number)
                 self._heard(endpoint, response, sent)
                 return HttpReply(data, response.headers, partial(_drop, response))
             except (Exception, asyncio.CancelledError) as exc:  # noqa: BLE001 - all are raised again

@@ -96,6 +96,9 @@ class BatchPolicy:
     --------
     >>> BatchPolicy(max_size=32).max_size
     32
+    >>> growing = BatchPolicy(max_size="auto")
+    >>> growing.first_size, growing.largest
+    (100, 1000)
     """
 
     max_size: int | Literal["auto"] = 100

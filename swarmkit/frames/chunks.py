@@ -110,7 +110,8 @@ class ChunkedScatter:
                     yield self._left(ready)
                 elif self._ready and self._may_start():
                     started(self._start, self._ready)
-                    self._ready = next(self._prepared, None)
+                    self._ready = None
+                    self._ready = next(self._prepared, None)  # which may be refused
                 else:
                     self._changes.get()
             self._close_store()

@@ -72,13 +72,9 @@ def classify(
 
     Examples
     --------
-    >>> import swarmkit, pandas as pd
-    >>> df = pd.DataFrame({"title": ["T4 lysis", "Rice genome"]})
-    >>> with swarmkit.local(1, engine="echo") as swarm:
-    ...     pool = swarmkit.connect(swarm)
-    ...     answers = swarmkit.classify(df, "Is this about phages? {title}", ["yes", "no"])
+    >>> answers = df.swarm.classify("Is {gene} a gene of E. coli?", ["yes", "no"])
     >>> list(answers.columns), list(answers["label"].cat.categories)
-    (['title', 'label', 'label_error', 'label_p'], ['yes', 'no'])
+    (['gene', 'label', 'label_error', 'label_p'], ['yes', 'no'])
     """
     given = arguments(classify, options)
     return labelled(LabelFrame(df, prompt, labels, given), given)
@@ -133,8 +129,8 @@ class LabelFrame(ScatterFrame):
     def _cause(self, name: str) -> str:
         return super()._cause(name) if name.startswith(self.out) else "details=True"
 
-    def _remedy(self, name: str) -> str:
-        return super()._remedy(name) if name.startswith(self.out) else "rename or drop that column"
+    def _remedy(self, name: str, drop: str) -> str:
+        return super()._remedy(name, drop) if name.startswith(self.out) else "rename or drop that column"
 
     def begin(self, call: PreparedCall) -> Run:
         """Find out how the labels can be asked for, and start the run that does it."""

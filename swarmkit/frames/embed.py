@@ -81,11 +81,7 @@ def embed(
 
     Examples
     --------
-    >>> import swarmkit, pandas as pd
-    >>> df = pd.DataFrame({"title": ["T4 lysis", "Rice genome"]})
-    >>> with swarmkit.local(1, engine="echo") as swarm:
-    ...     pool = swarmkit.connect(swarm)
-    ...     vectors = swarmkit.embed(df, "title", dimensions=16, as_array=True)
+    >>> vectors = df.swarm.embed("gene", dimensions=16, as_array=True)
     >>> vectors.shape, vectors.dtype
     ((2, 16), dtype('float32'))
     """
@@ -106,7 +102,14 @@ async def aembed(
 async def aembed(
     df: pd.DataFrame, prompt: PromptLike, *, as_array: bool = False, **options: Unpack[EmbedOptions]
 ) -> pd.DataFrame | npt.NDArray[np.float32]:
-    """Await an embed: same parameters and result as ``embed``. Cancelling it stops the run."""
+    """Await an embed: same parameters and result as ``embed``. Cancelling it stops the run.
+
+    Examples
+    --------
+    >>> import asyncio
+    >>> asyncio.run(df.swarm.aembed("gene", as_array=True)).shape
+    (2, 64)
+    """
     frame, start = await asyncio.to_thread(_prepared, aembed, df, prompt, {**options, "as_array": as_array})
     result = await awaited(start)
     return frame.array() if as_array else result

@@ -65,14 +65,10 @@ def filter(  # noqa: A001 - as pandas calls it; it is a method only, and no name
 
     Examples
     --------
-    >>> import swarmkit, pandas as pd
-    >>> df = pd.DataFrame({"title": ["T4 lysis", "Rice genome"]})
-    >>> with swarmkit.local(1, engine="echo") as swarm:
-    ...     pool = swarmkit.connect(swarm)
-    ...     rows = df.swarm.filter("Is this about phages? {title}", return_all=True)
-    ...     kept = df.swarm.filter("Is this about phages? {title}")
+    >>> rows = df.swarm.filter("Is {gene} a gene of E. coli?", return_all=True)
+    >>> kept = df.swarm.filter("Is {gene} a gene of E. coli?")
     >>> list(rows.columns), kept.index.tolist() == rows.index[rows["keep_p"] >= 0.5].tolist()
-    (['title', 'keep', 'keep_error', 'keep_p'], True)
+    (['gene', 'keep', 'keep_error', 'keep_p'], True)
     """
     given = {**arguments(filter, options), "out": out, "details": False, "only_missing": False}
     check_frame(df)

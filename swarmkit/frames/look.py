@@ -162,10 +162,7 @@ def show(
 
     Examples
     --------
-    >>> import swarmkit, pandas as pd
-    >>> df = pd.DataFrame({"gene": ["lacZ", "recA"]})
-    >>> with swarmkit.local(1, engine="echo") as swarm:
-    ...     df = swarmkit.scatter(df, "What does {gene} do?", max_tokens=32, pool=swarm)
+    >>> df = df.swarm.scatter("What does {gene} do?", max_tokens=32)
     >>> df.swarm.show(1)
     prompt of row 1
     ---------------

@@ -81,15 +81,11 @@ def pipeline(df: pd.DataFrame, steps: Sequence[Step], **options: Unpack[Pipeline
 
     Examples
     --------
-    >>> import swarmkit as sk, pandas as pd
-    >>> df = pd.DataFrame({"gene": ["lacZ", "recA"]})
     >>> steps = [
     ...     sk.Step("role", "What does {gene} do?", max_tokens=32),
     ...     sk.Step("check", "Is that right? {role}", when="{gene} == 'recA'", max_tokens=32),
     ... ]
-    >>> with sk.local(1, engine="echo") as swarm, sk.connect(swarm) as pool:
-    ...     answers = sk.pipeline(df, steps)
-    >>> answers["check"].tolist()
+    >>> df.swarm.pipeline(steps)["check"].tolist()
     [nan, 'echo: Is that right? echo: What does recA do?']
     """
     return finished(lambda: _Pipeline(df, steps, options).start())

@@ -193,11 +193,8 @@ def methods(df: pd.DataFrame, out: str | None = None) -> str:
 
     Examples
     --------
-    >>> import swarmkit, pandas as pd
-    >>> df = pd.DataFrame({"gene": ["lacZ", "recA"]})
-    >>> with swarmkit.local(1, engine="echo") as swarm:
-    ...     df = swarmkit.scatter(df, "What does {gene} do?", max_tokens=32, pool=swarm)
-    >>> print(swarmkit.methods(df).partition(" by the model")[0])
+    >>> df = df.swarm.scatter("What does {gene} do?", max_tokens=32)
+    >>> print(sk.methods(df).partition(" by the model")[0])
     The column "response" was made with swarmkit (version 0.1.0, scatter)
     """
     check_frame(df)

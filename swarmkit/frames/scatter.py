@@ -42,6 +42,8 @@ class ScatterFrame:
         The call's keywords (``call.arguments``).
     """
 
+    _anyway = "say overwrite=True"
+
     def __init__(self, df: pd.DataFrame, prompt: PromptLike | None, given: Mapping[str, Any]) -> None:
         out, n, details, only_missing = (given[name] for name in ("out", "n", "details", "only_missing"))
         if not isinstance(out, str) or not out:
@@ -113,25 +115,23 @@ class ScatterFrame:
         lost = given["only_missing"] and self.out not in records(self.df)
         fields = self.typed.names if lost and is_made(self.df, self.out, f"{self.out}_error") else []
         for name in there:
-            if (label := self._label(name)) in read:
-                raise SettingError(
-                    f"{self._cause(name)} would overwrite {label!r}, which the prompt reads: give the answers another "
-                    "name, out=..., or say overwrite=True"
-                )
             kept = given["only_missing"] and name == self.out  # but for what is missing
-            if not kept and name not in fields and not is_made(self.df, self.out, name):
-                raise SettingError(
-                    f"{self._cause(name)} would overwrite {label!r} of the frame, which swarmkit did not make: "
-                    f"{self._remedy(name)}, or say overwrite=True"
-                )
+            if (label := self._label(name)) in read:
+                whose, drop = ", which the prompt reads", ""
+            elif kept or name in fields or is_made(self.df, self.out, name):
+                continue
+            else:
+                whose, drop = " of the frame, which swarmkit did not make", ", rename or drop that column"
+            what = f"{self._cause(name)} would overwrite {label!r}{whose}"
+            raise SettingError(f"{what}: {self._remedy(name, drop)}, or {self._anyway}")
 
     def _cause(self, name: str) -> str:
         """Which keyword gives a column its name."""
         return f"out={self.out!r}" if name.startswith(self.out) else "prefix=False"
 
-    def _remedy(self, name: str) -> str:
+    def _remedy(self, name: str, drop: str) -> str:
         if name.startswith(self.out):
-            return "give the answers another name, out=..., rename or drop that column"
+            return f"give the answers another name, out=...{drop}"
         return f"rename the schema's field or that column, leave prefix=True for {self.out}_{name}"
 
     def _keep_answers(self) -> None:

@@ -14,8 +14,7 @@ from ..errors import PromptError, SettingError
 from ..records import Prompts
 from .conditions import Condition
 from .options import NOT_OF_STEP, StepOptions
-from .prompts import PromptLike, make_prompts, placeholders, read_by
-from .provenance import is_made
+from .prompts import PromptLike, make_prompts, placeholders
 from .scatter import ScatterFrame
 from .signatures import VERBS, takes
 
@@ -103,6 +102,8 @@ class StepFrame(ScatterFrame):
         Rows that failed at an earlier step, and why.
     """
 
+    _anyway = "Step(..., overwrite=True)"
+
     def __init__(self, df: pd.DataFrame, step: Step, given: Mapping[str, Any], before: Sequence[StepFrame]) -> None:
         self.skipped: set[int] = set()
         self.unreached: dict[int, str] = {}
@@ -132,21 +133,11 @@ class StepFrame(ScatterFrame):
     def _make_prompts(self, prompt: PromptLike | None, messages: Any) -> Prompts:
         return Prompts([None] * len(self.df))  # they are made when their rows come
 
-    def _check_columns(self, prompt: Any, given: Mapping[str, Any]) -> None:
-        read = read_by(self.df, prompt)
-        for name in self._adds:
-            if (label := self._label(name)) not in self.df.columns or (
-                label not in read and is_made(self.df, self.out, name)
-            ):
-                continue
-            whose = ", which the prompt reads" if label in read else " of the frame, which swarmkit did not make"
-            raise SettingError(
-                f"the step {self.out!r} would overwrite {label!r}{whose}: {self._remedy(name)}, or Step(..., "
-                "overwrite=True)"
-            )
+    def _cause(self, name: str) -> str:
+        return f"the step {self.out!r}"
 
-    def _remedy(self, name: str) -> str:
-        return "give the step another name" if name.startswith(self.out) else super()._remedy(name)
+    def _remedy(self, name: str, drop: str) -> str:
+        return "give the step another name" if name.startswith(self.out) else super()._remedy(name, drop)
 
     def _rows(self, rows: Sequence[int]) -> pd.DataFrame:
         """Some rows, with what the earlier steps have added."""

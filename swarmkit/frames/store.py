@@ -76,6 +76,17 @@ class Store(Folder):
     ----------
     path : pathlib.Path
         The folder.
+
+    Examples
+    --------
+    >>> answers = df.swarm.scatter("What does {gene} do?", store="runs/genes")
+    >>> store = sk.open_store("runs/genes")
+    >>> store.to_frame(["text"])["text"].tolist()
+    ['echo: What does lacZ do?', 'echo: What does recA do?']
+    >>> store.join(df, "What does {gene} do?")["response"].equals(answers["response"])
+    True
+    >>> store.to_parquet("genes.parquet")
+    >>> store.compact()  # its segments become one
     """
 
     def to_frame(self, columns: Sequence[str] | None = None) -> pd.DataFrame:

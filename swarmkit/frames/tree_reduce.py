@@ -11,7 +11,7 @@ import pandas as pd
 
 from ..engine.columns import Columns
 from ..errors import PromptError, SettingError, warn
-from ..patterns.tree_reduce import Node, Settle, check_fanin, reduce_groups, roots
+from ..patterns.tree_reduce import Node, ScatterLevel, Settle, check_fanin, reduce_groups, roots
 from ..pool.watch import present
 from ..records import Failure, FailureKind, Prompts
 from ..runs.run import Run
@@ -155,12 +155,7 @@ class ReductionTrees:
                 await self._scatter_level(call, stats, prompts, level, settle)
 
             try:
-                if any(count > 1 for count in self.leaves):
-                    fanin = None if self.fanin == "auto" else self.fanin
-                    room = await self._room(call, stats)
-                    await reduce_groups(
-                        self.nodes, len(self.groups), scatter_level, self._render, fanin=fanin, room=room
-                    )
+                await self.reduce(call, stats, scatter_level)
             except _NoEndpointLeft as exc:
                 return exc.failure
             finally:
@@ -170,6 +165,12 @@ class ReductionTrees:
 
         run = Run("tree_reduce", work, self.frame, self._errors, call.on_error, deadline=call.deadline)
         return call.shown(run)
+
+    async def reduce(self, call: PreparedCall, stats: RunStats, scatter_level: ScatterLevel) -> None:
+        """Make the levels of the trees, each from what ``scatter_level`` settles of the one below. On the I/O loop."""
+        if any(count > 1 for count in self.leaves):
+            fanin, room = None if self.fanin == "auto" else self.fanin, await self._room(call, stats)
+            await reduce_groups(self.nodes, len(self.groups), scatter_level, self._render, fanin=fanin, room=room)
 
     async def _scatter_level(
         self, call: PreparedCall, stats: RunStats, prompts: list[str], level: int, settle: Settle

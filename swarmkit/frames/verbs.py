@@ -66,13 +66,12 @@ def scatter(df: pd.DataFrame, prompt: PromptLike | None = None, **options: Unpac
 
     Examples
     --------
-    >>> import swarmkit, pandas as pd
-    >>> df = pd.DataFrame({"gene": ["lacZ", "recA"]})
-    >>> with swarmkit.local(1, engine="echo") as swarm:
-    ...     pool = swarmkit.connect(swarm)
-    ...     answers = swarmkit.scatter(df, "What does {gene} do?", max_tokens=32)
-    >>> list(answers.columns)
-    ['gene', 'response', 'response_error']
+    >>> df.swarm.scatter("What does {gene} do?", max_tokens=32)[["gene", "response"]]
+       gene                  response
+    0  lacZ  echo: What does lacZ do?
+    1  recA  echo: What does recA do?
+    >>> list(df.swarm.scatter("Describe {gene}.", out="text", store="runs/a").columns)
+    ['gene', 'text', 'text_error']
     """
     return finished(lambda: _start_scatter(scatter, df, prompt, options))
 
@@ -86,6 +85,12 @@ def submit(df: pd.DataFrame, prompt: PromptLike | None = None, **options: Unpack
     Run
         ``run.result()`` waits for the frame, ``run.partial()`` shows it so far, ``run.cancel()`` stops it;
         ``await run`` works too.
+
+    Examples
+    --------
+    >>> run = df.swarm.submit("What does {gene} do?")
+    >>> run.result()["response"].tolist()
+    ['echo: What does lacZ do?', 'echo: What does recA do?']
     """
     return _start_scatter(submit, df, prompt, options)
 
@@ -94,7 +99,16 @@ def submit(df: pd.DataFrame, prompt: PromptLike | None = None, **options: Unpack
 async def ascatter(
     df: pd.DataFrame, prompt: PromptLike | None = None, **options: Unpack[ScatterOptions]
 ) -> pd.DataFrame:
-    """Await a scatter: same parameters and result as ``scatter``. Cancelling it stops the run."""
+    """Await a scatter: same parameters and result as ``scatter``. Cancelling it stops the run.
+
+    Examples
+    --------
+    In a notebook this is ``await df.swarm.ascatter("What does {gene} do?")``.
+
+    >>> import asyncio
+    >>> asyncio.run(df.swarm.ascatter("What does {gene} do?"))["response"].tolist()
+    ['echo: What does lacZ do?', 'echo: What does recA do?']
+    """
     return await awaited(_start_scatter, ascatter, df, prompt, options)
 
 
@@ -137,6 +151,9 @@ def iter_scatter(
 
     Examples
     --------
+    >>> sorted(text for part in df.swarm.iter_scatter("What does {gene} do?") for text in part["response"])
+    ['echo: What does lacZ do?', 'echo: What does recA do?']
+
     Ten million rows, 20,000 at a time::
 
         for part in sk.iter_scatter(pd.read_json("in.jsonl", lines=True, chunksize=20_000), "{text}"):
@@ -276,11 +293,8 @@ def tree_reduce(df: pd.DataFrame, column: str, prompt: str, **options: Unpack[Tr
 
     Examples
     --------
-    >>> import swarmkit, pandas as pd
     >>> df = pd.DataFrame({"group": ["a", "a", "b"], "note": ["x", "y", "z"]})
-    >>> with swarmkit.local(1, engine="echo") as swarm:
-    ...     pool = swarmkit.connect(swarm)
-    ...     top = swarmkit.tree_reduce(df, "note", "Merge:\\n{responses}", by="group", fanin=2)
+    >>> top = df.swarm.tree_reduce("note", "Merge:\\n{responses}", by="group", fanin=2)
     >>> top[["group", "n_leaves", "n_levels"]].values.tolist()
     [['a', 2, 1], ['b', 1, 0]]
     """
@@ -289,7 +303,14 @@ def tree_reduce(df: pd.DataFrame, column: str, prompt: str, **options: Unpack[Tr
 
 @takes(TreeOptions, like=tree_reduce)
 async def atree_reduce(df: pd.DataFrame, column: str, prompt: str, **options: Unpack[TreeOptions]) -> pd.DataFrame:
-    """Await a tree reduction: same parameters and result as ``tree_reduce``. Cancelling it stops the run."""
+    """Await a tree reduction: same parameters and result as ``tree_reduce``. Cancelling it stops the run.
+
+    Examples
+    --------
+    >>> import asyncio
+    >>> asyncio.run(df.swarm.atree_reduce("gene", "Merge: {responses}"))["response"].tolist()
+    ['echo: Merge: lacZ\\n---\\nrecA']
+    """
     return await awaited(_start_tree, atree_reduce, df, column, prompt, options)
 
 
@@ -297,9 +318,13 @@ def _start_tree(
     verb: Callable[..., Any], df: pd.DataFrame, column: str, prompt: str, options: Mapping[str, object]
 ) -> Run:
     given = arguments(verb, options)
+    return trees_of(df, column, prompt, given).start(read_options(given, aggregation=True))
+
+
+def trees_of(df: pd.DataFrame, column: str, prompt: str, given: Mapping[str, Any]) -> ReductionTrees:
+    """The trees of a ``tree_reduce`` with these keywords."""
     shape = {name: given[name] for name in ("by", "dropna", "fanin", "out", "trace")}
-    trees = ReductionTrees(df, column, prompt, **shape, typed=TypedAnswers.of(given))
-    return trees.start(read_options(given, aggregation=True))
+    return ReductionTrees(df, column, prompt, **shape, typed=TypedAnswers.of(given))
 
 
 # ---- broadcast, preview ------------------------------
@@ -318,6 +343,11 @@ def broadcast(prompt: str, **options: Unpack[BroadcastOptions]) -> pd.DataFrame:
     -------
     pandas.DataFrame
         A row per endpoint: ``endpoint, response, response_error, latency_s``.
+
+    Examples
+    --------
+    >>> sk.broadcast("Who are you?", pool=pool.select([0, 1]))["response"].tolist()
+    ['echo: Who are you?', 'echo: Who are you?']
     """
     with closing(read_options(arguments(broadcast, options))) as call:
         pool = call.pool._still()
@@ -353,6 +383,15 @@ def preview(
     pandas.DataFrame
         Index of the first ``rows`` rows; ``sent`` (the text as it is sent), ``tokens`` (as the server counts them;
         missing where it does not) and ``error`` (why a row would not be sent). A notebook shows whole prompts.
+
+    Examples
+    --------
+    >>> print(df.swarm.preview("What does {gene} do?")["sent"][0])
+    <|im_start|>system
+    ...
+    What does lacZ do?<|im_end|>
+    <|im_start|>assistant
+    ...
     """
     given = arguments(preview, options, prompt)
     check_frame(df)

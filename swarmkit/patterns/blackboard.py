@@ -35,6 +35,10 @@ class Blackboard:
     >>> board = Blackboard(["ideas", "critiques"], lambda role, board: f"{role}? So far: {board}")
     >>> board.snapshot()
     {'round': 0, 'board': {'ideas': [], 'critiques': []}}
+    >>> import asyncio
+    >>> with sk.VLLMPool([f"{swarm.urls[0]} role=ideas"], api_key="a-key") as pool:
+    ...     asyncio.run(board.run(pool, max_rounds=1))
+    {'ideas': ["echo: ideas? So far: {'ideas': [], 'critiques': []}"], 'critiques': []}
     """
 
     def __init__(self, sections: Iterable[str], prompt_fn: Callable[[str, Board], str]) -> None:

@@ -17,9 +17,7 @@ async def broadcast(pool: AgentPool, prompt: str) -> list[Response]:
     Examples
     --------
     >>> import asyncio
-    >>> import swarmkit as sk
-    >>> with sk.local(1, engine="echo", addresses=2) as swarm, sk.connect(swarm) as pool:
-    ...     answers = asyncio.run(broadcast(pool, "Who are you?"))
+    >>> answers = asyncio.run(broadcast(pool.select([0, 1]), "Who are you?"))
     >>> [answer.text for answer in answers]
     ['echo: Who are you?', 'echo: Who are you?']
     """
@@ -50,9 +48,7 @@ async def broadcast_and_reduce(
     Examples
     --------
     >>> import asyncio
-    >>> import swarmkit as sk
-    >>> with sk.local(1, engine="echo", addresses=2) as swarm, sk.connect(swarm) as pool:
-    ...     merged = asyncio.run(sk.broadcast_and_reduce(pool, "Who?", "Merge: {responses}"))
+    >>> merged = asyncio.run(sk.broadcast_and_reduce(pool.select([0, 1]), "Who?", "Merge: {responses}"))
     >>> print(merged.text)
     echo: Merge: echo: Who?
     ---

@@ -28,8 +28,7 @@ async def scatter_gather_embeddings(embed_pool: EmbeddingPool, texts: Sequence[s
     Examples
     --------
     >>> import asyncio
-    >>> import swarmkit as sk
-    >>> with sk.local(1, engine="echo", addresses=2) as swarm, sk.EmbeddingPool(swarm.endpoints, "echo") as pool:
+    >>> with sk.EmbeddingPool(swarm.endpoints, "echo") as pool:
     ...     vectors = asyncio.run(scatter_gather_embeddings(pool, ["one", "two"]))
     >>> [vector.success for vector in vectors]
     [True, True]

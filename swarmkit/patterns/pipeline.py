@@ -76,11 +76,8 @@ async def run_pipeline(pool: AgentPool, stages: Sequence[Stage], initial_input: 
     Examples
     --------
     >>> import asyncio
-    >>> import swarmkit as sk
     >>> stages = [Stage("draft", "Write of {input}", 1), Stage("check", "Check: {input}", 1)]
-    >>> with sk.local(1, engine="echo", addresses=2) as swarm, sk.connect(swarm) as pool:
-    ...     merged = asyncio.run(run_pipeline(pool, stages, "phages"))
-    >>> merged
+    >>> asyncio.run(run_pipeline(pool, stages, "phages"))
     'echo: Check: echo: Write of phages'
     """
     value, first = initial_input, 0
@@ -129,9 +126,7 @@ async def fan_out_fan_in(pool: AgentPool, prompt: str, collect_prompt: str, n_wo
     Examples
     --------
     >>> import asyncio
-    >>> import swarmkit as sk
-    >>> with sk.local(1, engine="echo", addresses=2) as swarm, sk.connect(swarm) as pool:
-    ...     merged = asyncio.run(fan_out_fan_in(pool, "Who?", "Merge: {responses}"))
+    >>> merged = asyncio.run(fan_out_fan_in(pool, "Who?", "Merge: {responses}", n_workers=2))
     >>> print(merged.text)
     echo: Merge: echo: Who?
     ---

@@ -29,9 +29,7 @@ async def scatter_gather(pool: AgentPool, prompts: Sequence[str]) -> list[Respon
     Examples
     --------
     >>> import asyncio
-    >>> import swarmkit as sk
-    >>> with sk.local(1, engine="echo", addresses=2) as swarm, sk.connect(swarm) as pool:
-    ...     answers = asyncio.run(sk.scatter_gather(pool, ["lacZ?", "recA?"]))
+    >>> answers = asyncio.run(sk.scatter_gather(pool, ["lacZ?", "recA?"]))
     >>> [answer.text for answer in answers]
     ['echo: lacZ?', 'echo: recA?']
     """
@@ -46,9 +44,7 @@ async def map_gather(pool: AgentPool, items: Iterable[Any], prompt_template: str
     Examples
     --------
     >>> import asyncio
-    >>> import swarmkit as sk
-    >>> with sk.local(1, engine="echo", addresses=2) as swarm, sk.connect(swarm) as pool:
-    ...     answers = asyncio.run(sk.map_gather(pool, ["lacZ", "recA"], "What is {item}?"))
+    >>> answers = asyncio.run(sk.map_gather(pool, ["lacZ", "recA"], "What is {item}?"))
     >>> [answer.text for answer in answers]
     ['echo: What is lacZ?', 'echo: What is recA?']
     """

@@ -19,7 +19,7 @@ from ..pool.vllm_pool import VLLMPool
 from ..records import Response
 from .broadcast import SEPARATOR
 
-__all__ = ["Node", "Settle", "bundles", "check_fanin", "reduce_groups", "roots", "tree_reduce"]
+__all__ = ["Node", "ScatterLevel", "Settle", "bundles", "check_fanin", "reduce_groups", "roots", "tree_reduce"]
 
 UNKNOWN_CONTEXT_FANIN = 50
 _ELLIPSIS = " [...]"
@@ -243,9 +243,7 @@ async def tree_reduce(
     Examples
     --------
     >>> import asyncio
-    >>> import swarmkit as sk
-    >>> with sk.local(1, engine="echo", addresses=2) as swarm, sk.connect(swarm) as pool:
-    ...     merged = asyncio.run(tree_reduce(pool, "Read {item}.", "Merge: {responses}", items=["a", "b"]))
+    >>> merged = asyncio.run(tree_reduce(pool, "Read {item}.", "Merge: {responses}", items=["a", "b"]))
     >>> print(merged.text)
     echo: Merge: echo: Read a.
     ---

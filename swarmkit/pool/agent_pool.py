@@ -104,9 +104,27 @@ class AgentPool:
 
     Examples
     --------
-    >>> pool = AgentPool([("node001", 8000), "node002:8000"])
-    >>> pool.size
+    >>> AgentPool([("node001", 8000), "node002:8000"]).size
     2
+
+    Sub-pools share the connections of the whole one:
+
+    >>> parts = [pool.by_tag("engine", "echo"), pool.slice(0, 3), pool.select([0, 2]), pool.sample(1)]
+    >>> [part.size for part in parts], pool.select([0]).endpoints == pool.endpoints[:1]
+    ([4, 3, 2, 1], True)
+    >>> pool.with_batch(sk.BatchPolicy(max_size=32)).batch.max_size, pool.batch.max_size, pool.retry.max_attempts
+    (32, 100, 5)
+
+    One prompt, a list of prompts, and one prompt to all endpoints:
+
+    >>> async def ask(pool):
+    ...     answers = [await pool.post(0, "Hi"), *await pool.send_all(["lacZ?", "recA?"])]
+    ...     answers += await pool.send_all_batched(["Ho"]) + await pool.broadcast_prompt("Who?")
+    ...     await pool.close()
+    ...     return [answer.text for answer in answers]
+    >>> import asyncio
+    >>> asyncio.run(ask(sk.VLLMPool(swarm.endpoints[:2])))
+    ['echo: Hi', 'echo: lacZ?', 'echo: recA?', 'echo: Ho', 'echo: Who?', 'echo: Who?']
     """
 
     def __init__(
@@ -239,9 +257,11 @@ class AgentPool:
 
         Examples
         --------
-        ::
-
-            models = await pool.client(0).models.list()
+        >>> import asyncio
+        >>> async def listed(pool):
+        ...     return [model.id async for model in pool.client(0).models.list()]
+        >>> asyncio.run(listed(pool))
+        ['echo']
         """
         endpoint, core = self.select([index])._endpoints[0], self._core
 

@@ -84,11 +84,15 @@ def connect(
 
     Examples
     --------
-    ::
+    >>> with sk.connect(swarm) as pool:
+    ...     pool.size
+    4
 
-        pool = swarmkit.connect("agents.hostfile")
-        pool = swarmkit.connect("http://localhost:8000")
-        pool = swarmkit.connect("agents.hostfile", via="ssh:login-node")
+    Others are given as a file or an address::
+
+        pool = sk.connect("agents.hostfile")
+        pool = sk.connect("http://localhost:8000")
+        pool = sk.connect("agents.hostfile", via="ssh:login-node")
     """
     settings = hidden(settings)  # tracebacks may show variables
     pool = connected(target, probe_timeout, watch, **settings)

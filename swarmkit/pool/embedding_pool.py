@@ -34,6 +34,12 @@ class EmbeddingPool(VLLMPool):
     >>> pool = EmbeddingPool([("node001", 8000), ("node002", 8000)], model="minilm")
     >>> pool.size, pool.timeout
     (2, 60.0)
+    >>> import asyncio
+    >>> with EmbeddingPool(swarm.endpoints, model="echo") as pool:
+    ...     one = asyncio.run(pool.embed_one(0, "lacZ"))
+    ...     both = asyncio.run(pool.embed_all(["lacZ", "recA"]))
+    >>> len(one.embedding), both[0].embedding == one.embedding
+    (64, True)
     """
 
     def __init__(

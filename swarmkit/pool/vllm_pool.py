@@ -54,6 +54,8 @@ _SAMPLE_CHARS = 4000
 class VLLMPool(AgentPool):
     """OpenAI-compatible endpoints, used as one.
 
+    It has the methods of ``AgentPool``, too: sub-pools, one prompt to one endpoint or to all, ``close``.
+
     Parameters
     ----------
     endpoints : iterable of AgentEndpoint, str or (host, port)
@@ -100,9 +102,21 @@ class VLLMPool(AgentPool):
 
     Examples
     --------
-    >>> pool = VLLMPool([("node001", 8000)], model="llama", max_tokens=256)
-    >>> pool.max_tokens_aggregation
+    >>> VLLMPool([("node001", 8000)], model="llama", max_tokens=256).max_tokens_aggregation
     512
+
+    The models that servers list, and the endpoints of one of them:
+
+    >>> pool.known_models(), pool.models, pool.by_model("echo").size
+    ({'echo': 4}, {'echo': 4}, 4)
+
+    Lists of prompts, many per request, to all endpoints and to one:
+
+    >>> import asyncio
+    >>> [answer.text for answer in asyncio.run(pool.send_all_batched(["lacZ?", "recA?"]))]
+    ['echo: lacZ?', 'echo: recA?']
+    >>> [answer.text for answer in asyncio.run(pool.post_batch(0, ["lacZ?", "recA?"]))]
+    ['echo: lacZ?', 'echo: recA?']
     """
 
     @hands_on(AgentPool)
@@ -377,9 +391,7 @@ class VLLMPool(AgentPool):
 
         Examples
         --------
-        >>> import swarmkit
-        >>> with swarmkit.local(1, engine="echo") as swarm, swarmkit.connect(swarm) as pool:
-        ...     found = pool.capabilities()
+        >>> found = pool.select([0]).capabilities()
         >>> found[["route", "used", "json", "stop"]]
                  route   used                json  stop
         0  completions   True  structured_outputs  True

@@ -80,9 +80,11 @@ def wait_until_ready(
 
     Examples
     --------
-    ::
-
-        pool = swarmkit.wait_until_ready("agents.hostfile", min_ready=0.95, output="ready.hostfile")
+    >>> from pathlib import Path
+    >>> _ = Path("agents.hostfile").write_text("\\n".join(swarm.urls))
+    >>> with sk.wait_until_ready("agents.hostfile", min_ready=0.95, output="ready.hostfile", api_key="a-key") as pool:
+    ...     pool.size
+    4
     """
     settings = hidden(settings)
     is_share = isinstance(min_ready, float)

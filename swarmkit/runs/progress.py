@@ -44,7 +44,7 @@ class Bar:
         self._face: _Face = _Cell(verb, stats) if in_notebook() else _Line(verb)
         self._total = 0
         self._failed = 0
-        self._answered = 0  # by servers while it is shown: these make the rate
+        self._finished = 0  # answered or failed while it is shown: these make the time that is left
         self._alive = 0
         self._waits = ""
         self._began_with: int | None = None
@@ -63,13 +63,14 @@ class Bar:
         match event:
             case RowsDone(_, _, rows, alive):
                 self._alive, self._waits = alive, ""
-                self._answered += len(rows)
+                self._finished += len(rows)
                 self._advance(len(rows))
             case RowsRetracted():
-                self._answered -= len(event.rows)
+                self._finished -= len(event.rows)
                 self._advance(-len(event.rows))
             case RowFailed():
                 self._failed += 1
+                self._finished += 1
                 self._advance(1)
             case RequestEnded():
                 self._alive = event.alive
@@ -80,7 +81,7 @@ class Bar:
                 self._open(event)
             case RunEnded() if self._began_with is not None:
                 early = event.cancelled or bool(event.why)
-                self._face.close(self._known, self._answered, self._note(), early)
+                self._face.close(self._known, self._finished, self._note(), early)
                 self._began_with = None
 
     def _open(self, event: RunStarted) -> None:
@@ -99,7 +100,7 @@ class Bar:
 
     def _show(self) -> None:
         if self._began_with is not None:
-            self._face.show(self._total, self._known, self._answered, self._failed, self._note())
+            self._face.show(self._total, self._known, self._finished, self._failed, self._note())
             self._next = time.monotonic() + self._face.every_s
 
     def _note(self) -> str:
@@ -113,8 +114,8 @@ class _Face(Protocol):
     every_s: float
 
     def open(self, total: int, known: int, draw: Callable[[], None]) -> None: ...
-    def show(self, total: int, known: int, answered: int, failed: int, note: str) -> None: ...
-    def close(self, known: int, answered: int, note: str, early: bool) -> None: ...
+    def show(self, total: int, known: int, finished: int, failed: int, note: str) -> None: ...
+    def close(self, known: int, finished: int, note: str, early: bool) -> None: ...
     def abandon(self) -> None: ...
 
 
@@ -133,20 +134,20 @@ class _Line:
         self._bar = tqdm(total=total, initial=known, desc=self._verb, unit="row", leave=True, mininterval=0)
         draw()
 
-    def show(self, total: int, known: int, answered: int, failed: int, note: str) -> None:
+    def show(self, total: int, known: int, finished: int, failed: int, note: str) -> None:
         if self._bar is not None:
             self._bar.total = total
             self._bar.set_postfix_str(note, refresh=False)
-            more = known - answered - self._bar.initial
+            more = known - finished - self._bar.initial
             self._bar.initial += more  # which tqdm leaves out of the rate
             self._bar.n += more
             self._bar.last_print_n += more
             self._bar.update(known - self._bar.n)
             self._bar.refresh()
 
-    def close(self, known: int, answered: int, note: str, early: bool) -> None:
+    def close(self, known: int, finished: int, note: str, early: bool) -> None:
         if self._bar is not None:
-            self.show(self._bar.total, known, answered, 0, note)
+            self.show(self._bar.total, known, finished, 0, note)
             self._bar.close()
             self._bar = None
 
@@ -179,20 +180,20 @@ class _Cell:
         with contextlib.suppress(RuntimeError):  # no loop here: the first rows draw it
             asyncio.get_running_loop().call_later(_CELL_S, draw)
 
-    def show(self, total: int, known: int, answered: int, failed: int, note: str) -> None:
+    def show(self, total: int, known: int, finished: int, failed: int, note: str) -> None:
         elapsed_s = time.monotonic() - self._began_s
         if elapsed_s < _CELL_S or self._gives_way():
             return
-        rate, noun = answered / elapsed_s, self._stats.noun
+        noun = self._stats.noun
         said = [f"{known:,} of {plural(total, noun)}"]
-        if rate > 0:
-            said.append(f"{rate:,.1f} {noun}s/s")
-            if (left_s := (total - known) / rate) >= 1.0:
+        if finished > 0:
+            said.append(f"{(finished - failed) / elapsed_s:,.1f} {noun}s/s")
+            if (left_s := (total - known) / finished * elapsed_s) >= 1.0:
                 said.append(f"about {took(left_s)} left")
         line = "its monitor shows it" if self._stats.is_monitored else " · ".join([*said, note])
         self._put(f"{self._verb}: {line}", total, [(BLUE, known - failed, "done"), (RED, failed, "failed")])
 
-    def close(self, known: int, answered: int, note: str, early: bool) -> None:
+    def close(self, known: int, finished: int, note: str, early: bool) -> None:
         counts = self._stats.counts().since(self._before)
         if not counts.time_s:
             counts = counts._replace(time_s=time.monotonic() - self._began_s)

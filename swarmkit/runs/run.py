@@ -73,12 +73,23 @@ class Run:
 
     Examples
     --------
-    A cell that returns at once, and one that looks at the answers so far::
+    A cell that returns at once, and others that look at the answers so far, and wait for all:
 
-        run = df.swarm.submit("Summarise: {abstract}")
-        run.partial().dropna(subset="response")
-        run.story(row=17)
-        run.result()
+    >>> run = df.swarm.submit("What does {gene} do?")
+    >>> early = run.partial().dropna(subset="response")
+    >>> run.result()["response"].tolist()
+    ['echo: What does lacZ do?', 'echo: What does recA do?']
+    >>> run, run.state, run.done(), dict(run.newest())[0]
+    (<Run scatter: done, 2 of 2 rows>, 'done', True, 'echo: What does lacZ do?')
+    >>> run.plot()
+    <Figure size ...>
+
+    One that is stopped:
+
+    >>> run = pd.DataFrame({"i": range(20_000)}).swarm.submit("{i}")
+    >>> run.cancel()
+    >>> len(run.partial())
+    20000
     """
 
     def __init__(
@@ -164,12 +175,10 @@ class Run:
 
         Examples
         --------
-        >>> import pandas as pd, swarmkit as sk
-        >>> df = pd.DataFrame({"gene": ["BRCA2", "TP53"]})
-        >>> with sk.local(1, engine="echo", faults=["http_500:first=1,marker=BRCA2"]) as swarm:
-        ...     run = df.swarm.submit("Describe {gene}.", pool=sk.connect(swarm), progress=False)
+        >>> with sk.local(1, engine="echo", faults=["http_500:first=1,marker=recA"]) as swarm:
+        ...     run = df.swarm.submit("Describe {gene}.", pool=sk.connect(swarm))
         ...     _ = run.result()
-        >>> run.story(row=0)["what"].tolist()
+        >>> run.story(row=1)["what"].tolist()
         ['sent', 'request failed', 'to be retried', 'sent', 'answered']
         """
         name = None if endpoint is None else self._endpoint_name(endpoint)
@@ -495,6 +504,12 @@ def last_run() -> Run:
     ------
     SwarmError
         No run has started yet.
+
+    Examples
+    --------
+    >>> answers = df.swarm.scatter("What does {gene} do?")
+    >>> sk.last_run()
+    <Run scatter: done, 2 of 2 rows>
     """
     if _newest is None:
         raise SwarmError("no run has started in this process yet")

@@ -191,6 +191,22 @@ class RunStats:
     --------
     >>> RunStats(rows=2, answered=2, requests=1, time_s=0.5)
     <RunStats: 2 of 2 rows answered in 0.5 s (4.0 rows/s), 1 request>
+
+    Of a run:
+
+    >>> answers = df.swarm.scatter("What does {gene} do?")
+    >>> stats = sk.last_run().stats
+    >>> stats.known, stats.tokens_an_answer, stats.rows_per_s == 2 / stats.time_s
+    (2, 7.0, True)
+    >>> print(stats.counts().line("scatter"))
+    scatter: 2 rows, 2 answered, ...
+    >>> stats.summary()[0]
+    ('rows', '2 answered, 0 failed, of 2')
+    >>> len(stats.frame()), len(stats.timeline()) == stats.requests
+    (4, True)
+    >>> idle = stats.waiting_s / (stats.waiting_s + stats.working_s)
+    >>> stats.plot()
+    <Figure size ...>
     """
 
     rows: int = 0

@@ -59,7 +59,16 @@ _OPTIONS = {
 
 
 class LocalServerError(SwarmError, RuntimeError):
-    """A local server did not start; the message has the last lines of its output."""
+    """A local server did not start; the message has the last lines of its output.
+
+    Examples
+    --------
+    >>> try:
+    ...     local(engine="echo", port=swarm.endpoints[0].port)  # which is in use
+    ... except LocalServerError as error:
+    ...     print(str(error).splitlines()[0])
+    a local server ended before it was ready. Its last output:
+    """
 
 
 class _Process:
@@ -128,6 +137,15 @@ class LocalSwarm:
         The servers.
     engine, model : str
         The engine's name, and the id of its model.
+
+    Examples
+    --------
+    >>> swarm = local(engine="echo", addresses=2)
+    >>> swarm
+    LocalSwarm(echo, 2 endpoints from http://127.0.0.1:..., 1 process)
+    >>> len(swarm.urls), len(swarm.processes)
+    (2, 1)
+    >>> swarm.stop()
     """
 
     def __init__(self, processes: Sequence[_Process], endpoints: Sequence[AgentEndpoint]) -> None:

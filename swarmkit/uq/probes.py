@@ -87,6 +87,12 @@ def save_probe(
         As ``train_probe`` gives them.
     metadata : dict, optional
         What else is known of it, as JSON can hold it.
+
+    Examples
+    --------
+    >>> save_probe("probe.npz", [1.0, 2.0], 0.5)
+    >>> load_probe("probe.npz")
+    (array([1., 2.]), 0.5, None)
     """
     arrays, notes = _files(path)
     arrays.parent.mkdir(parents=True, exist_ok=True)

@@ -33,14 +33,10 @@ class RunMonitor(ipywidgets.VBox):
 
     Examples
     --------
-    >>> import swarmkit as sk, pandas as pd
-    >>> df = pd.DataFrame({"i": range(100)})
-    >>> with sk.local(1, engine="echo") as swarm:
-    ...     run = df.swarm.submit("number {i}", pool=sk.connect(swarm), progress=False)
-    ...     monitor = RunMonitor(run)
-    ...     _ = run.result()
-    >>> monitor
+    >>> run = df.swarm.submit("What does {gene} do?")
+    >>> RunMonitor(run)
     <RunMonitor: scatter>
+    >>> answers = run.result()
     """
 
     def __init__(self, run: Run) -> None:

@@ -84,6 +84,10 @@ class EndpointPicker(ipywidgets.VBox):
     >>> picker.selected = ["node2:8000"]
     >>> picker, picker.pool.size
     (<EndpointPicker: 1 of 2 endpoints selected>, 1)
+    >>> picker = EndpointPicker(pool)
+    >>> picker.probe().result()  # what is down is unticked
+    >>> picker.use().size
+    4
     """
 
     selected: Any = traitlets.Tuple()

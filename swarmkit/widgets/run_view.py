@@ -118,8 +118,8 @@ def _figures(stats: RunStats, rate: float, elapsed_s: float, running: bool) -> s
         parts.append(f"{stats.completion_tokens / elapsed_s:,.0f} tokens/s")
     parts.append(f"{took(elapsed_s)} so far" if running else f"in {took(elapsed_s)}")
     if running and stats.answered and rate > 0:
-        reused = (stats.answered + stats.reused) / stats.answered  # rows that one answer settles
-        if (left_s := stats.counts().left / rate / reused) >= 1.0:
+        settled = stats.answered + stats.reused + stats.failed - stats.skipped  # while so many were answered
+        if (left_s := stats.counts().left / rate * stats.answered / settled) >= 1.0:
             parts.append(f"about {took(left_s)} left")
     failed = f", {stats.failed_requests:,} of them failed" if stats.failed_requests else ""
     parts.append(plural(stats.requests, "request") + failed)
