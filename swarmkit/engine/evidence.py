@@ -7,13 +7,14 @@ A row is given up only on evidence that a person would accept:
 * it *crashed* engines: three times one died with it in flight, twice while it was the only row there (once, if none of
   three comes back);
 * its requests *failed* again and again at endpoints that answer other rows, also with the row alone. Faults of
-  an endpoint that fails for other rows too are not counted, and where faults are frequent on the whole fleet more of
-  them are needed, so that a row does not fail by chance.
+  an endpoint that fails for other rows too are not counted, and where faults are frequent more of them are needed, so
+  that a row does not fail by chance.
 """
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from ..records import Failure
@@ -22,11 +23,13 @@ __all__ = ["MAX_CRASHES", "Evidence"]
 
 MAX_CRASHES = 3
 """Endpoints that a row may crash, at most."""
-_CHANCE = 1e-3  # probability that faults alone fail one good row in a run
+_CHANCE = 1e-6  # probability that faults alone fail one good row in a run
+_CRASH_CHANCE = 1e-3  # ... that broken connections do: each of a row that is alone on a healthy endpoint says much more
 _UNLIKELY = 0.01  # probability below which faults of a batch are taken for those of a row in it
 _HALVED_AT = 2  # faults at which a batch is halved, where they are rare
 _MOST_EXCUSES = 6  # incidents of many endpoints that clear a row; rows that crash engines in step are no accident
-_MOST_FAULTS = 4  # times ``max_attempts``: no row is retried more often
+_MOST_FAULTS = 8  # times ``max_attempts``: no row is retried more often
+_MOST_CRASHES = 4  # times ``max_attempts``: no row is tested more often
 
 
 class Evidence:
@@ -45,8 +48,10 @@ class Evidence:
         Rows that were refused alone: the endpoint and its message.
     sites : dict of int to tuple of int
         Endpoints whose connections broke with the row in flight, in that order.
-    breaks : dict of int to Failure
-        What the last of them looked like.
+    breaks : dict of int to (float, Failure)
+        When the last of them broke, and what that looked like.
+    crashed_alone : Counter of int
+        Crashes of engines that had nothing but this row.
     answered : bool
         Whether any row was answered.
     in_question : dict of int to int
@@ -56,11 +61,11 @@ class Evidence:
     Examples
     --------
     >>> evidence = Evidence(max_attempts=2, rows=10)
-    >>> for _ in range(1000):
-    ...     evidence.count_request(failed=False)
+    >>> for _ in range(10_000):
+    ...     evidence.count_request(0, failed=False)
     >>> evidence.answered = True
     >>> for _ in range(2):
-    ...     evidence.count_fault([7], alone=True)
+    ...     evidence.count_fault([7], 0, alone=True)
     ...     print(evidence.is_spent(7))
     False
     True
@@ -68,49 +73,48 @@ class Evidence:
 
     def __init__(self, max_attempts: int, rows: int) -> None:
         self._max_attempts = max_attempts
-        self._chance = _CHANCE / max(1, rows)
-        self._faults: dict[int, int] = {}
-        self._crashes: dict[int, int] = {}
-        self._failed_alone: dict[int, int] = {}
-        self._crashed_alone: dict[int, int] = {}
+        self._rows = max(1, rows)
+        self._faults: dict[int, list[int]] = {}  # the endpoints of a row's faults
+        self._failed_alone: dict[int, list[int]] = {}  # those of faults that it had alone
+        self._crashes = Counter[int]()
+        self.crashed_alone = Counter[int]()
         self._excuses: dict[int, int] = {}
         self.refusals: dict[int, tuple[int, Failure]] = {}
         self.sites: dict[int, tuple[int, ...]] = {}
-        self.breaks: dict[int, Failure] = {}
+        self.breaks: dict[int, tuple[float, Failure]] = {}
         self.answered = False
         self.in_question: dict[int, int] = {}
         self._denied: set[int] = set()
         self._failing: set[int] = set()  # endpoints that deny rows in question, and have failed since
         self._counted = 0  # failed requests whose rows were blamed
-        self._requests = self._failed = 0
+        self._requests, self._failed = Counter[int](), Counter[int]()  # by endpoint
         self._probes = self._failed_probes = 0
 
-    def count_request(self, failed: bool, probe: bool = False) -> None:
+    def count_request(self, endpoint: int, failed: bool, probe: bool = False) -> None:
         """Count a request of rows that nothing speaks against, or a ``probe`` with a prompt that is known to be good,
-        and whether it failed by an endpoint's fault."""
-        if probe:
-            self._probes += 1
-            self._failed_probes += failed
-        else:
-            self._requests += 1
-            self._failed += failed
+        and whether it failed by the endpoint's fault."""
+        self._requests[endpoint] += 1
+        self._probes += probe
+        if failed:
+            self._failed[endpoint] += 1
+            self._failed_probes += probe
 
-    def count_fault(self, rows: Sequence[int], alone: bool) -> None:
-        """Count a fault against each row; ``alone``: the request had this one only."""
+    def count_fault(self, rows: Sequence[int], endpoint: int, alone: bool) -> None:
+        """Count a fault of an endpoint against each row; ``alone``: the request had this one only."""
         self._counted += 1
         for row in rows:
-            self._faults[row] = self._faults.get(row, 0) + 1
+            self._faults.setdefault(row, []).append(endpoint)
         if alone:
-            self._failed_alone[rows[0]] = self._failed_alone.get(rows[0], 0) + 1
+            self._failed_alone.setdefault(rows[0], []).append(endpoint)
 
     def points_at(self, rows: Iterable[int]) -> bool:
         """Whether rows have failed so often that one of them may be the reason: it is looked for in halves."""
-        most = self.most_faults(rows)
-        return most >= min(_HALVED_AT, self._max_attempts) and self._is_no_accident(most, _UNLIKELY)
+        at = max((self._faults.get(row, []) for row in rows), key=len)
+        return len(at) >= min(_HALVED_AT, self._max_attempts) and self._is_no_accident(at, _UNLIKELY)
 
     def most_faults(self, rows: Iterable[int]) -> int:
         """The most counted faults that one of the rows has."""
-        return max((self._faults.get(row, 0) for row in rows), default=0)
+        return max((len(self._faults.get(row, ())) for row in rows), default=0)
 
     def speaks_against(self, rows: Iterable[int]) -> bool:
         """Whether one of the rows has a counted fault or was in a crash."""
@@ -120,58 +124,62 @@ class Evidence:
 
     def is_spent(self, row: int) -> bool:
         """Whether the faults of a row are enough to fail it: those in company, and those that it had alone."""
-        return self._fails_often(row) and self._is_no_accident(self._failed_alone.get(row, 0), _UNLIKELY)
+        return self._fails_often(row) and self._is_no_accident(self._failed_alone.get(row, ()), _UNLIKELY)
 
     def _fails_often(self, row: int) -> bool:
-        count = self._faults.get(row, 0)
-        return count >= self._max_attempts and self._is_no_accident(count, self._chance)
+        at = self._faults.get(row, ())
+        return len(at) >= self._max_attempts and self._is_no_accident(at, _CHANCE / self._rows)
 
-    def _is_no_accident(self, count: int, chance: float) -> bool:
-        """Whether so many failures of one row are less likely than ``chance``: the share of requests of other rows
-        that fail, to the power of their number. While no row was answered it is that of the plain prompts, to the power
-        of the failures of all rows: chance would have let one through."""
-        if count >= _MOST_FAULTS * self._max_attempts:
+    def _is_no_accident(self, at: Sequence[int], chance: float) -> bool:
+        """Whether failures of one row at these endpoints are less likely than ``chance``, by the shares of requests of
+        other rows that fail there; those of few requests are closer to that of the fleet. While no row was answered it
+        is the share of the plain prompts, to the power of the failures of all rows: chance would have let one through.
+        """
+        if len(at) >= _MOST_FAULTS * self._max_attempts:
             return True
-        requests, failed = self._probes, self._failed_probes
-        if self.answered:
-            requests, failed = requests + self._requests, failed + self._failed
-        else:
-            count = max(count, self._counted)
-        # One failure may be the row's own; of few requests no more is known than that not all fail.
-        failing = max(1, failed) / (requests + 2)
-        return count * math.log(failing) <= math.log(chance)
+        usual = self._usual
+        if not self.answered:
+            return usual ** max(len(at), self._counted) <= chance
+        return math.prod((self._failed[i] + 2 * usual) / (self._requests[i] + 2) for i in at) <= chance
 
-    def meet(self, rows: Iterable[int], endpoint: int, failure: Failure) -> None:
+    @property
+    def _usual(self) -> float:
+        """The share of requests that fail. One may be the row's own; of few no more is known than that not all do."""
+        failed, requests = self._failed_probes, self._probes
+        if self.answered:
+            failed, requests = self._failed.total(), self._requests.total()
+        return max(1, failed) / (requests + 2)
+
+    def meet(self, rows: Iterable[int], endpoint: int, failure: Failure, now: float) -> None:
         """Note that a connection to an endpoint broke with these rows in flight."""
         for row in rows:
-            self.breaks[row] = failure
+            self.breaks[row] = now, failure
             sites = self.sites.get(row, ())
             if endpoint not in sites:
                 self.sites[row] = (*sites, endpoint)
 
-    def most_sites(self, rows: Iterable[int]) -> tuple[int, ...]:
-        """The endpoints whose connections broke with the one of the rows in flight that has met the most."""
-        return max((self.sites[row] for row in rows if row in self.sites), key=len, default=())
+    def by_sites(self, rows: Iterable[int]) -> list[tuple[int, ...]]:
+        """The rows in parts that broke connections to the same endpoints."""
+        parts: dict[tuple[int, ...], list[int]] = {}
+        for row in rows:
+            parts.setdefault(self.sites.get(row, ()), []).append(row)
+        return [tuple(part) for part in parts.values()]
 
     def count_crash(self, rows: Sequence[int], alone: bool) -> None:
         """Count a crash of an engine against each row that was in flight there; ``alone``: nothing else was."""
-        for row in rows:
-            self._crashes[row] = self._crashes.get(row, 0) + 1
-        if alone:
-            self._crashed_alone[rows[0]] = self.crashed_alone(rows[0]) + 1
-
-    def crashed_alone(self, row: int) -> int:
-        """Crashes of engines that had nothing but this row."""
-        return self._crashed_alone.get(row, 0)
+        self._crashes.update(rows)
+        self.crashed_alone.update(rows[:alone])
 
     def is_condemned(self, row: int) -> bool:
         """Whether the crashes of a row are enough to fail it."""
-        alone, crashes = self.crashed_alone(row), self._crashes.get(row, 0)
-        return alone > 1 and crashes >= MAX_CRASHES and self._is_no_accident(crashes, self._chance)
+        if self.crashed_alone[row] < 2 or not self.crashes_engines(row):
+            return False
+        crashes, most = self._crashes[row], _MOST_CRASHES * self._max_attempts
+        return crashes >= most or self._usual**crashes <= _CRASH_CHANCE / self._rows
 
     def crashes_engines(self, row: int) -> bool:
         """Whether a row was in so many crashes that it meets no further engine."""
-        return self._crashes.get(row, 0) >= MAX_CRASHES
+        return self._crashes[row] >= MAX_CRASHES
 
     def excuse(self, rows: Iterable[int]) -> bool:
         """Note that many endpoints broke at one time with these rows in flight; return whether that clears them."""
@@ -216,5 +224,4 @@ class Evidence:
 
     def is_clean(self, row: int) -> bool:
         """Whether nothing speaks against a row that should keep it from further endpoints."""
-        broken = row in self._crashes or len(self.sites.get(row, ())) >= MAX_CRASHES
-        return not broken and row not in self.refusals and not self._fails_often(row)
+        return row not in self._crashes and row not in self.refusals and not self._fails_often(row)

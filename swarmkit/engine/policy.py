@@ -141,7 +141,8 @@ class RetryPolicy:
     ----------
     max_attempts : int, default 5
         Requests of a row that may fail at endpoints that answer others before the row fails. Where faults are frequent
-        on all endpoints a row is tried more often (four times as often at most). Outages are not counted.
+        a row is tried more often (eight times as often at most): until faults alone would fail a good row in one of a
+        million runs. Outages are not counted.
     breaker_threshold : int, default 3
         Faults in a row that open an endpoint's breaker. A refused connection opens it at once.
     base_s, cap_s : float, default 0.5 and 30

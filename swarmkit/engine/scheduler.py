@@ -34,7 +34,7 @@ from . import messages
 from .breaker import Breaker
 from .deadline import LastSends
 from .endpoints import Fleet
-from .evidence import MAX_CRASHES, Evidence
+from .evidence import Evidence
 from .policy import REACTIONS
 from .queues import Queues, RetryBatch, RetryBatches, halves
 from .rations import Rations
@@ -284,9 +284,9 @@ class Scheduler:
         self._wakes = {at for at in self._wakes if at > self._now}
         for broken, crashed, lives in list(self._suspects.verdicts(self._now)):
             self._judge(broken, crashed, lives)
-        for row in list(self._suspects.hopeless()):
+        for row in list(self._suspects.hopeless(self._now)):
             if self.wants(row):
-                self._settle(row, self._evidence.breaks[row])
+                self._settle(row, self._evidence.breaks[row][1])
         if self._suspects.groups:
             self._place_suspects()  # before endpoints that are back are filled with other work
         for index in rested:
@@ -374,7 +374,7 @@ class Scheduler:
             return
         at_limit = len(self._in_flight) >= self._concurrency
         if request.counts:
-            self._evidence.count_request(failed=False, probe=request.is_probe)
+            self._evidence.count_request(request.batch.endpoint, failed=False, probe=request.is_probe)
         if not request.batch.rows:
             self._refusals.answered(request.batch.ticket)
             self._work_available = True
@@ -423,10 +423,11 @@ class Scheduler:
         reaction, breaks = REACTIONS[failure.kind], failure.kind in _BREAKS and not taken_out
         self._last_failure = failure
         if reaction.counts and request.counts and not taken_out:
-            self._evidence.count_request(failed=True, probe=request.is_probe)
+            self._evidence.count_request(index, failed=True, probe=request.is_probe)
         # For others: it has answered some, and not just refused them, and its last outcome was no fault.
         answers = e.proven and e.done > 0 and not (stale or taken_out)
         well = answers and not e.faults
+        counts = not (stale or e.faults)  # of a server that has not answered yet a crash says as much
         # Or was when this was sent, and others failed with it: each of them may be at fault.
         was_well = well or (answers and e.faults == 1 and request.sent_at < e.fault_at)
         # Denied by an endpoint that has answered: that may be about these rows. Not so where it is the key (keys expire
@@ -457,15 +458,15 @@ class Scheduler:
         for row in filter(self._stragglers.has_duplicate, rows):
             self._stragglers.lost(row)
             if was_well and reaction.counts:
-                self._evidence.count_fault((row,), alone)
+                self._evidence.count_fault((row,), index, alone)
             if breaks:
-                self._evidence.meet((row,), index, failure)
+                self._evidence.meet((row,), index, failure, self._now)
             rows = tuple(r for r in rows if r != row)
         if rows:
             self._work_available = True
             self.counts.retries += 1
             if breaks:
-                self._broke(request, rows, failure, well)
+                self._broke(request, rows, failure, counts)
             elif denied or reaction.rows == "refused":
                 self._refused(rows, index, failure, request.retry_batch or RetryBatch(rows), alone)
             elif reaction.counts:
@@ -577,7 +578,7 @@ class Scheduler:
     ) -> None:
         """Rows of a request that failed by a fault: sent again elsewhere, halved, or failed."""
         if well:
-            self._evidence.count_fault(rows, alone)
+            self._evidence.count_fault(rows, index, alone)
         if alone and well and self._evidence.is_spent(rows[0]):
             self._settle(rows[0], failure)
             return
@@ -590,13 +591,13 @@ class Scheduler:
             again = RetryBatch(some, frozenset((index,)), suspect, part=part or halved)
             (self._suspects.groups if suspect else self._retry_batches).append(again)
 
-    def _broke(self, request: Request, rows: tuple[int, ...], failure: Failure, well: bool) -> None:
+    def _broke(self, request: Request, rows: tuple[int, ...], failure: Failure, counts: bool) -> None:
         """A connection broke: what that says about the rows is decided a little later (``suspects.py``)."""
         index = request.batch.endpoint
-        self._evidence.meet(rows, index, failure)
+        self._evidence.meet(rows, index, failure, self._now)
         self._wake(self._now + VERDICT_S)
         alone = len(request.batch.rows) == 1
-        held = self._suspects.broke(index, rows, failure, self._now, counts=well, alone=alone, tested=request.suspect)
+        held = self._suspects.broke(index, rows, failure, self._now, counts=counts, alone=alone, tested=request.suspect)
         if not held:
             part = request.retry_batch is not None and request.retry_batch.part
             self._retry_batches.append(RetryBatch(rows, frozenset((index,)), part=part))
@@ -608,12 +609,12 @@ class Scheduler:
             return
         self._work_available = True
         if not crashed and (lives or self._evidence.excuse(rows)):
-            counts = broken.counts and lives
+            counts = broken.counts and lives and self.fleet[broken.endpoint].proven
             if broken.held:
                 batch = RetryBatch(rows, suspect=broken.tested and not lives, part=True)
                 self._blame(rows, broken.endpoint, broken.failure, counts, broken.alone, batch)
             elif counts:
-                self._evidence.count_fault(rows, broken.alone)
+                self._evidence.count_fault(rows, broken.endpoint, broken.alone)
             return
         self._evidence.count_crash(rows, alone=broken.tested and broken.alone)
         if not broken.held:
@@ -623,7 +624,7 @@ class Scheduler:
             return
         self.counts.suspects += len(rows)
         self.counts.halvings += broken.tested and len(rows) > 1
-        for part in halves(rows) if broken.tested else [rows]:
+        for part in halves(rows) if broken.tested else self._evidence.by_sites(rows):
             self._suspects.groups.append(RetryBatch(part, suspect=True))
 
     def _retract(self, rows: Iterable[int]) -> None:
@@ -780,11 +781,10 @@ class Scheduler:
         row = next((r for r in retry_batch.rows if r in self._evidence.refusals), retry_batch.rows[0])
         refused_by, refusal = self._evidence.refusals.get(row, _NO_REFUSAL)
         barred = retry_batch.avoid if refused_by is None else retry_batch.avoid | {refused_by}
-        sites = self._evidence.most_sites(retry_batch.rows)
         if refusal is not None and refusal.kind is not FailureKind.DENIED and refused_by == index:
             return True
-        if len(sites) >= MAX_CRASHES:
-            return index not in sites and any(self._suspects.may_return(i) for i in sites)
+        if sites := self._suspects.may_return(retry_batch.rows, self._now):
+            return index not in sites
         return index in barred and self.fleet.others_well(barred)
 
     def _test(self, index: int) -> None:
