@@ -94,6 +94,7 @@ class PreparedCall:
 
     def shown(self, run: Run) -> Run:
         """Show a run in a monitor if this call asks for one, and return it."""
+        run.has_store = self.store is not None
         if self.monitor:
             progress.show_monitor(run)
         return run
