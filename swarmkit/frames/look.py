@@ -228,6 +228,8 @@ def _answer(df: pd.DataFrame, place: int, out: str) -> list[tuple[str, str]]:
     values = {name: v for name, v in values.items() if isinstance(v, list | dict | np.ndarray) or not pd.isna(v)}
     found = [(name, str(values.pop(name))) for name in (f"{out}_reasoning", out, f"{out}_error") if name in values]
     values.pop(f"{out}_token_logprobs", None)
+    if (took_s := f"{out}_latency_s") in values:
+        values[took_s] = f"{values[took_s]:.3g}"
     if values:
         found.append(("details", "\n".join(f"{name}: {value}" for name, value in values.items())))
     return found or [(out, "(no answer and no error: this row was not asked)")]

@@ -209,9 +209,9 @@ class _Cell:
         return self._stats.is_monitored and not has_place
 
     def _put(self, text: str, rows: int, parts: list[tuple[str, int, str]]) -> None:
-        bar = f'<div style="flex:0 1 200px;min-width:60px">{bar_html(rows, parts)}</div>' if rows else ""
+        bar = f'<div style="flex:0 99 200px;min-width:60px">{bar_html(rows, parts)}</div>' if rows else ""
         style = "display:flex;align-items:center;gap:2px 12px;line-height:1.5;font-size:13px;max-width:900px"
-        line = f'<div style="{style}">{bar}<div style="flex:1 1 0">{html.escape(text)}</div></div>'
+        line = f'<div style="{style}">{bar}<div style="flex:1 1 auto">{html.escape(text)}</div></div>'
         data = {"text/plain": text, "text/html": line}
         if self._slot.is_shown:
             self._slot.replace(data)
