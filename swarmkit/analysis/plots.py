@@ -65,7 +65,6 @@ def __dir__() -> list[str]:
     return __all__  # what Tab offers after "sk.plots."
 
 
-
 _MODES: dict[str, dict[str, Any]] = {
     "batch": {"facecolor": BLUE, "edgecolor": "white"},
     "single": {"facecolor": ORANGE, "edgecolor": "white", "hatch": "//"},

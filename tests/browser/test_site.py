@@ -49,7 +49,7 @@ def test_pages_are_whole_in_both_themes_at_two_widths_and_load_nothing_from_else
     backgrounds = set()
     for theme in ("light", "dark"):
         tab.emulate_media(color_scheme=theme)
-        for width in (1280, 560):
+        for width in (1280, 560, 480):
             tab.set_viewport_size({"width": width, "height": 900})
             for name, page in PAGES.items():
                 tab.goto((SITE / page).as_uri())
