@@ -15,6 +15,7 @@ import pandas as pd
 
 from ..errors import CallerError, SettingError
 from ..records import FailureKind
+from ..runs.notebook import RED
 from ..text import plural, visible
 from .answers import OURS
 from .conversations import row_prompts
@@ -84,7 +85,7 @@ def _preview_row(label: str, sent: str | None, prompt: str | None, tokens: Any, 
     count = "" if pd.isna(tokens) else f"<br>{_DIM}{plural(int(tokens), 'token')}</span>"
     if sent is None:
         why = html.escape(visible(str(error)))
-        text, count = f'<b style="color:#c0392b">not sent</b>: {why}', ""
+        text, count = f'<b style="color:{RED}">not sent</b>: {why}', ""
     else:
         text = _dimmed(sent, prompt or "")
     body = f'<td style="text-align:left"><div style="{_TEXT}">{text}</div></td>'
