@@ -269,7 +269,8 @@ def verdict(runs: pd.DataFrame) -> str:
             beyond = "" if few else " beyond the noise"
             known = f"{gain:.2f} times the throughput of {against}"
             said.setdefault(f"{unknown} {against}{beyond}" if math.isnan(gain) else known, []).append(name)
-    return "; ".join(f"{', '.join(names)}: {words}" for words, names in said.items()) or "only one mode: nothing to compare"
+    lines = [f"{', '.join(names)}: {words}" for words, names in said.items()]
+    return "; ".join(lines) or "only one mode: nothing to compare"
 
 
 def _by_mode(runs: pd.DataFrame) -> dict[str, pd.DataFrame]:
