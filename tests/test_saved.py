@@ -36,6 +36,11 @@ def interrupt(earlier):
     "bar": """out = df.swarm.scatter("Say {t}", max_tokens=60)""",
     "short bar": """out = df.tail(2).swarm.scatter("Say {t}", max_tokens=60)""",
     "cut": """out = df.tail(2).swarm.scatter("Say {t}", max_tokens=3)""",
+    "stored": """
+for _ in range(2):
+    out = df.tail(2).swarm.scatter("Say {t}", max_tokens=60, store=store)
+    top = df.tail(2).swarm.tree_reduce("t", "Merge {responses}", max_tokens=60, store=store)
+""",
     "recorded": """
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
@@ -170,6 +175,12 @@ def test_a_bar_ends_as_what_became_of_the_rows(saved: Any, page: str) -> None:
     assert warning.startswith("SwarmWarning: 1 of 60 rows failed:\n  1 row: missing value in column 't'\n      row 3")
     (bar,) = said(saved, "short bar")
     assert bar.startswith("scatter: 2 rows, 2 answered, ")
+
+
+def test_a_bar_says_that_all_rows_come_from_the_store(saved: Any) -> None:
+    _, _, scatter, tree = said(saved, "stored")
+    assert re.fullmatch(r"scatter: 2 rows, 0 answered, 2 stored, 0\.\d s", scatter)
+    assert re.fullmatch(r"tree_reduce level 1: 1 merge, 0 answered, 1 stored, 0\.\d s", tree)
 
 
 def test_a_bar_over_frames_says_the_rate_of_the_servers(saved: Any) -> None:

@@ -88,7 +88,7 @@ class PreparedCall:
         how |= {"deadline": self.deadline, "priority": self.priority}
         return await run_with_reuse(self.pool, prompts, self.spec, columns, listeners, pending, stats, **how)
 
-    def listeners(self, label: str, stats: RunStats) -> list[Listener]:
+    def listeners(self, label: str, stats: RunStats) -> list[progress.Bar]:
         """The listeners of a run with this label: its bar, if one is shown."""
         return [progress.Bar(label, stats)] if self.progress else []
 

@@ -8,17 +8,17 @@ import html
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from ..text import plural
 from .counts import Counts, took
 from .events import RequestEnded, RowFailed, RowsDone, RowsRetracted, RunEnded, RunEvent, RunStarted, RunWaits
-from .listeners import listener_failed
+from .listeners import Listeners, listener_failed
 from .notebook import BLUE, RED, SKY, Slot, bar_html, in_notebook
 from .registered import monitor
 
-__all__ = ["Bar", "in_notebook", "show_monitor", "wanted"]
+__all__ = ["Bar", "in_notebook", "show_monitor", "show_unsent", "wanted"]
 
 if TYPE_CHECKING:
     from .run import Run
@@ -223,6 +223,14 @@ def shares(counts: Counts) -> list[tuple[str, int, str]]:
     """The parts of a bar: rows that were answered, that need not be asked, and that failed."""
     not_asked = counts.known - counts.answered
     return [(BLUE, counts.answered, "answered"), (SKY, not_asked, "not asked"), (RED, counts.failed, "failed")]
+
+
+def show_unsent(bars: Sequence[Bar], rows: int, stats: RunStats) -> None:
+    """Show as many rows as done, if a run is over that had nothing to send: it has neither started nor ended."""
+    if rows and not stats.endpoints:
+        told, at_s = Listeners(bars, stats.listener_errors), time.monotonic()
+        told(RunStarted(rows, 0, (), (), at_s))
+        told(RunEnded(None, False, at_s))
 
 
 def wanted(progress: bool | Literal["auto"]) -> bool:

@@ -22,12 +22,12 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from playwright.sync_api import Browser, sync_playwright
-from playwright.sync_api import TimeoutError as NotSeen
 
 CHROMIUM = "/usr/bin/chromium"
 SETTINGS = {
     "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
     "apputils-extension/themes": {"theme": "JupyterLab Light", "theme-scrollbars": True},
+    "completer-extension/manager": {"providerTimeout": 30_000},  # it waits for a second; this machine may be busy
     "notebook-extension/tracker": {"windowingMode": "none"},  # all cells are there, also those out of sight
 }
 _OPEN = """async () => {
@@ -50,7 +50,10 @@ _START = """(index) => {
   const app = window.jupyterapp; window.panel.content.activeCellIndex = index;
   app.commands.execute('notebook:run-cell'); return Date.now() / 1000;
 }"""
-_RESTART = """() => { window.jupyterapp.commands.execute('notebook:restart-kernel'); }"""
+_RESTART = """() => { window.restarted = window.jupyterapp.commands.execute('notebook:restart-kernel'); }"""
+_RESTARTED = """async () => {
+  await window.restarted; await window.panel.sessionContext.session.kernel.requestKernelInfo();
+}"""
 _SOURCE = "([index, code]) => window.panel.content.model.cells.get(index).sharedModel.setSource(code)"
 _OUTPUTS = "(index) => window.panel.content.model.cells.get(index).outputs.toJSON()"
 
@@ -188,15 +191,11 @@ class Page:
         return self.tab.locator(".jp-Notebook .jp-Cell").nth(cell).locator(".cm-content")
 
     def complete(self, cell: int, code: str) -> Any:
-        """Type code and press Tab; what is offered then. The first time, the kernel may not answer soon enough for
-        JupyterLab, which waits for a second."""
+        """Type code and press Tab; what is offered then."""
         self.type(cell, code)
+        self.tab.keyboard.press("Tab")
         offered = self.tab.locator(".jp-Completer:not(.lm-mod-hidden)")
-        for _ in range(8):
-            self.tab.keyboard.press("Tab")
-            with contextlib.suppress(NotSeen):
-                offered.locator(".jp-Completer-item").first.wait_for(timeout=2500)
-                break
+        offered.locator(".jp-Completer-item").first.wait_for()
         return offered
 
     def run(self, cell: int) -> str:
@@ -226,7 +225,7 @@ class Page:
         """Restart the kernel as the menu does, and wait for it."""
         self.tab.evaluate(_RESTART)
         self.tab.locator(".jp-Dialog .jp-mod-accept.jp-mod-warn").click()
-        self.tab.wait_for_function("window.panel.sessionContext.session.kernel.status === 'restarting'")
+        self.tab.evaluate(_RESTARTED)
         self.wait_idle()
 
     def outputs(self, cell: int) -> list[dict[str, Any]]:

@@ -31,6 +31,13 @@ def code_of(page: str) -> list[str]:
     return [re.sub(rf"^{indent}", "", code, flags=re.MULTILINE).strip() for indent, code in found]
 
 
+@pytest.fixture(scope="module", autouse=True)  # before JupyterLab, whose kernels have its environment
+def _key() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SWARMKIT_CLUSTER_KEY", TOKEN)
+        yield
+
+
 @pytest.fixture
 def cluster(lab: Any) -> Iterator[None]:
     """What the stranger has: servers in a hostfile, which outlive kernels, and a table of papers."""
@@ -38,9 +45,8 @@ def cluster(lab: Any) -> Iterator[None]:
     said = [f"{7 + i % 90} samples of phages from soil {i}; the effect is {TONES[i % 3]}." for i in range(ROWS)]
     papers = pd.DataFrame({"organism": [f"phage {i % 30:02}" for i in range(ROWS)], "abstract": said})
     papers.to_csv(folder / "papers.csv", index=False)
-    (folder / "token").write_text(TOKEN)
     with sk.local(1, engine="echo", addresses=4, tokens_per_s=150, max_num_seqs=2, token=TOKEN) as swarm:
-        lines = [f"{end.host} {end.port} key_file=./token" for end in swarm.endpoints]
+        lines = [f"{end.host} {end.port} key_env=SWARMKIT_CLUSTER_KEY" for end in swarm.endpoints]
         (folder / "agents.hostfile").write_text("\n".join(lines))
         yield
 
@@ -48,6 +54,7 @@ def cluster(lab: Any) -> Iterator[None]:
 def test_a_strangers_first_ten_minutes(lab: Any, shots: Path, cluster: None) -> None:
     from playwright.sync_api import expect
 
+    expect.set_options(timeout=30_000)
     example, own_servers = code_of("README.md")[:2]
     look, ask, typed, plot = code_of("docs/get_started.md")
     lab.write("stranger", [""] * 10)
