@@ -1,8 +1,15 @@
 """Push a DataFrame's column of prompts through a swarm of LLM endpoints, and get a DataFrame back.
 
+>>> import pandas as pd
 >>> import swarmkit as sk
->>> sk.BatchPolicy().max_size
-100
+>>> swarm = sk.local(engine="echo")  # servers on this machine; or sk.connect("agents.hostfile")
+>>> pool = sk.connect(swarm)
+>>> df = pd.DataFrame({"gene": ["lacZ", "recA"]})
+>>> df.swarm.scatter("What does {gene} do?", max_tokens=32, progress=False)["response"].tolist()
+['echo: What does lacZ do?', 'echo: What does recA do?']
+>>> swarm.stop()
+
+``df.swarm`` lists the verbs; ``df.swarm.scatter?`` has each of its keywords.
 """
 
 from __future__ import annotations

@@ -250,8 +250,9 @@ def overview(accessor: object, what: str) -> str:
 
     pool = current_pool() or "none yet; sk.connect(...) makes one, or the first verb connects to $SWARMKIT_HOSTFILE"
     names = [name for name in vars(type(accessor)) if not name.startswith("_")]
+    widest = max(map(len, names))
     lines = [f"<swarm: verbs on {what}", f"  pool: {pool}"]
     for name in names:
-        summary = (inspect.getdoc(getattr(accessor, name)) or "").partition("\n")[0]
-        lines.append(f"  .{name:<13} {summary}")
+        summary = (inspect.getdoc(getattr(accessor, name)) or "").partition("\n")[0].replace("``", "")
+        lines.append(f"  .{name:<{widest}} {summary}")
     return "\n".join(lines) + ">"

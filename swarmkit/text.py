@@ -36,9 +36,11 @@ def duration(seconds: float) -> str:
     Examples
     --------
     >>> duration(580), duration(7.4), duration(7300)
-    ('9 min 40 s', '7 s', '2 h 1 min')
+    ('9 min 40 s', '7.4 s', '2 h 1 min')
     """
     whole = max(0, round(seconds))
+    if 0 < seconds < 10:
+        return f"{seconds:.2g} s"
     if whole < 60:
         return f"{whole} s"
     minutes, rest = divmod(whole, 60)

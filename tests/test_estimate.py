@@ -1,5 +1,6 @@
 """Estimates: what they say of a run before it comes true, and what they cost."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -98,6 +99,10 @@ def test_an_estimate_shows_itself(pool):
     assert f"{found.completion_tokens:,} out, {found.money:,.2f} to pay>" in repr(found)
     assert "assumed; slots= sets them" in found._repr_html_()
     assert "failed" not in found._repr_html_()
+    small = replace(found, time_s=0.42, time_band=(0.42, 0.42), money=0.00028, money_band=(0.00028, 0.00028))
+    assert " in 0.42 s, " in repr(small), "neither 0 s, nor a band of one number"
+    assert repr(small).endswith(", 0.00028 to pay>")
+    assert ("to pay", "0.00028") in small.summary()
 
 
 def test_a_series_is_estimated_as_its_texts(pool):

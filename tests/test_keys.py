@@ -334,7 +334,7 @@ def test_a_key_that_stays_refused_ends_the_run_and_says_which_one_and_what_to_do
         if "GET" in call.headers or expires.answered < 2:
             expires.answered += "POST" in call.headers
             return listing(call) if "GET" in call.headers else call.answer()
-        return call.reply(b'{"error": "Token expired"}', "401 Unauthorized")
+        return call.reply(b'{"error": "Token expired."}', "401 Unauthorized")
 
     retry = sk.RetryPolicy(base_s=0.02, cap_s=0.1, give_up_s=0.6)
     batch = sk.BatchPolicy(max_size=4, max_in_flight=1)
@@ -349,7 +349,11 @@ def test_a_key_that_stays_refused_ends_the_run_and_says_which_one_and_what_to_do
             pytest.warns(sk.SwarmWarning, match=said + ".*its rows are asked elsewhere"),
         ):
             frame = MANY.swarm.scatter("{x}", pool=pool, progress=False)
+        expires.answered = 0
+        with sk.connect([server.address, other.address], **options) as pool, pytest.warns(sk.SwarmWarning) as caught:
+            MANY.swarm.tree_reduce("x", "{responses}", fanin=2, pool=pool, progress=False)
     assert frame["response"].notna().all()
+    assert sum(str(each.message).count("is refused") for each in caught) == 1, "once, not for each level"
 
 
 @pytest.mark.parametrize(

@@ -61,6 +61,14 @@ def test_it_stores_no_error(path):
 
 
 @each
+def test_what_it_shows_needs_no_kernel(path):  # that it is seen: tests/browser/test_tutorials.py
+    for cell in code_cells(path):
+        for output in cell.outputs:
+            assert [kind for kind in output.get("data", {}) if "widget" in kind] == []
+    assert not re.search(r"\d%\|", "\n".join(readable(path))), "a bar of a terminal, which did not end"
+
+
+@each
 def test_it_holds_nothing_of_the_machine_it_was_made_on(path):
     for text in readable(path):
         assert PATHS.findall(text) == []

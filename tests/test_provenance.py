@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -279,6 +280,7 @@ def test_one_prompt_and_its_answer_as_a_page(strict: sk.LocalSwarm) -> None:
     page = str(df.swarm.show("y"))
     for part in ("Be brief.", "What does recA do?", "echo: What does recA do?", "response_finish_reason: stop"):
         assert part in page
+    assert re.search(r"response_latency_s: \S{1,8}\n", page), "not 17 digits"
     assert "request refused" in str(df.swarm.show("z"))
     df.loc["y", "response"] = "<script>\x1b[2J"
     assert "\x1b" not in str(df.swarm.show("y"))

@@ -35,6 +35,12 @@ def interrupt(earlier):
 """,
     "bar": """out = df.swarm.scatter("Say {t}", max_tokens=60)""",
     "short bar": """out = df.tail(2).swarm.scatter("Say {t}", max_tokens=60)""",
+    "cut": """out = df.tail(2).swarm.scatter("Say {t}", max_tokens=3)""",
+    "stored": """
+for _ in range(2):
+    out = df.tail(2).swarm.scatter("Say {t}", max_tokens=60, store=store)
+    top = df.tail(2).swarm.tree_reduce("t", "Merge {responses}", max_tokens=60, store=store)
+""",
     "recorded": """
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
@@ -93,6 +99,14 @@ except sk.SwarmError as exc:
     "interrupted": """
 interrupt(sk.last_run())
 many.swarm.scatter("Say again {t}", max_tokens=60)
+""",
+    "interrupted with a store": """
+interrupt(sk.last_run())
+many.swarm.scatter("Say once more {t}", max_tokens=60, store=tempfile.mkdtemp())
+""",
+    "interrupted tree": """
+interrupt(sk.last_run())
+many.swarm.tree_reduce("t", "Merge {responses}", fanin=2, max_tokens=60)
 """,
     "submitted": """
 run = df.head(3).swarm.submit("Now say {t}", max_tokens=60)
@@ -163,6 +177,12 @@ def test_a_bar_ends_as_what_became_of_the_rows(saved: Any, page: str) -> None:
     assert bar.startswith("scatter: 2 rows, 2 answered, ")
 
 
+def test_a_bar_says_that_all_rows_come_from_the_store(saved: Any) -> None:
+    _, _, scatter, tree = said(saved, "stored")
+    assert re.fullmatch(r"scatter: 2 rows, 0 answered, 2 stored, 0\.\d s", scatter)
+    assert re.fullmatch(r"tree_reduce level 1: 1 merge, 0 answered, 1 stored, 0\.\d s", tree)
+
+
 def test_a_bar_over_frames_says_the_rate_of_the_servers(saved: Any) -> None:
     (states,) = said(saved, "states")
     rates = [float(rate.replace(",", "")) for rate in re.findall(r"([\d.,]+) rows/s", states)]
@@ -183,6 +203,7 @@ def test_a_warning_is_a_box_without_paths_or_source(saved: Any) -> None:
     assert "<b>1 of 60 rows failed:</b>" in box.data["text/html"]
     for text in box.data.values():
         assert not re.search(r"ipykernel|\.py\b|df\.swarm\.scatter\(\"Say", text)
+    assert "<b>" not in outputs(saved, "cut")[1].data["text/html"], "a lone line needs no headline"
 
 
 def test_warnings_are_recorded_and_filtered_as_ever(saved: Any) -> None:
@@ -224,6 +245,11 @@ def test_an_interrupt_shows_what_is_kept(saved: Any) -> None:
     assert shown.startswith(f"ScatterInterrupted: interrupted: {kept} of 600 rows answered. They are in ")
     assert "\n    many.swarm.scatter(" in shown
     assert "swarmkit/" not in shown
+    assert "; only_missing=True sends only the others" in shown
+    assert " and in the store: the same call again asks only" in said(saved, "interrupted with a store")[-1]
+    shown = said(saved, "interrupted tree")[-1]
+    assert "; with store= the same call asks only the others" in shown
+    assert "only_missing" not in shown, "which tree_reduce does not take"
     (shown,) = said(saved, "waiting")
     assert shown.startswith("KeyboardInterrupt: the waiting has ended, and the run goes on")
     assert "\n    slow.result()" in shown

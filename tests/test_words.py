@@ -69,3 +69,9 @@ def test_a_store_says_rows_and_models(pool: sk.VLLMPool, tmp_path: Path) -> None
     assert "1 file, " in store._repr_html_()
     assert "0.0" not in store._repr_html_()
     assert "0 rows" in repr(sk.open_store(tmp_path / "none"))
+
+
+def test_verbs_and_plots_are_listed_without_anything_else() -> None:
+    _, _, *verbs = repr(GENES.swarm).removesuffix(">").splitlines()
+    assert len({len(line) - len(line.split(None, 1)[1]) for line in verbs}) == 1, "their summaries are aligned"
+    assert dir(sk.plots) == sorted(sk.plots.__all__)

@@ -266,15 +266,16 @@ def verdict(runs: pd.DataFrame) -> str:
     groups = _by_mode(runs)
     few = min(len(part) for part in groups.values()) < _FEWEST_REPEATS
     against, base = next(((n, p) for n, p in groups.items() if n == "single"), next(iter(groups.items())))
-    unknown = "too few repeats to compare it with" if few else "no difference to"
-    said = []
+    unknown = "too few repeats to compare with" if few else "no difference to"
+    said: dict[str, list[str]] = {}
     for name, part in groups.items():
         if name != against:
             gain = _speed_up(part["prompts_per_s"], base["prompts_per_s"])
             beyond = "" if few else " beyond the noise"
             known = f"{gain:.2f} times the throughput of {against}"
-            said.append(f"{name}: {f'{unknown} {against}{beyond}' if math.isnan(gain) else known}")
-    return "; ".join(said) or "only one mode: nothing to compare"
+            said.setdefault(f"{unknown} {against}{beyond}" if math.isnan(gain) else known, []).append(name)
+    lines = [f"{', '.join(names)}: {words}" for words, names in said.items()]
+    return "; ".join(lines) or "only one mode: nothing to compare"
 
 
 def _by_mode(runs: pd.DataFrame) -> dict[str, pd.DataFrame]:

@@ -111,10 +111,10 @@ class Estimate:
     money_band: Band | None = None
 
     def __repr__(self) -> str:
-        cost = "" if self.money is None else f", {self.money:,.2f} to pay"
+        cost = "" if self.money is None else f", {_money(self.money)} to pay"
         return (
             f"<Estimate: {plural(self.rows, 'row')} on {plural(self.endpoints, 'endpoint')} in "
-            f"{duration(self.time_s)} ({_span(self.time_band, duration)}), {plural(self.requests, 'request')}, "
+            f"{_banded(self.time_s, self.time_band, duration)}, {plural(self.requests, 'request')}, "
             f"{self.prompt_tokens:,} tokens in, {self.completion_tokens:,} out{cost}>"
         )
 
@@ -123,16 +123,16 @@ class Estimate:
 
     def summary(self) -> list[tuple[str, str]]:
         """Label and value, for what is worth showing."""
-        out = f"{self.completion_tokens:,} ({_span(self.completion_band, _count)})"
+        out = _banded(self.completion_tokens, self.completion_band, _count)
         money = []
         if self.money is not None and self.money_band is not None:
-            money = [("to pay", f"{self.money:,.2f} ({_span(self.money_band, '{:,.2f}'.format)})")]
+            money = [("to pay", _banded(self.money, self.money_band, _money))]
         known = "" if self.full else " (assumed; slots= sets them)"
         failed = f", {self.failed:,} failed" if self.failed else ""
         where = f"{plural(self.endpoints, 'endpoint')}, {self.slots:,} rows at once each{known}"
         return [
             ("rows", f"{self.rows:,}, by {self.sampled:,} that were asked{failed}"),
-            ("time", f"{duration(self.time_s)} ({_span(self.time_band, duration)})"),
+            ("time", _banded(self.time_s, self.time_band, duration)),
             ("requests", f"{self.requests:,} to {where}"),
             ("tokens in", f"{self.prompt_tokens:,}"),
             ("tokens out", out),
@@ -140,8 +140,14 @@ class Estimate:
         ]
 
 
-def _span(band: Band, shown: Callable[[float], str]) -> str:
-    return f"{shown(band[0])} to {shown(band[1])}"
+def _banded(value: float, band: Band, shown: Callable[[float], str]) -> str:
+    """A value and its band, if that shows as more than one number."""
+    low, high = map(shown, band)
+    return shown(value) if low == high else f"{shown(value)} ({low} to {high})"
+
+
+def _money(amount: float) -> str:
+    return f"{amount:,.2f}" if amount >= 0.1 or not amount else f"{amount:.2g}"
 
 
 def _count(number: float) -> str:

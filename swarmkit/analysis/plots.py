@@ -60,6 +60,11 @@ __all__ = [
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+
+def __dir__() -> list[str]:
+    return __all__  # what Tab offers after "sk.plots."
+
+
 _MODES: dict[str, dict[str, Any]] = {
     "batch": {"facecolor": BLUE, "edgecolor": "white"},
     "single": {"facecolor": ORANGE, "edgecolor": "white", "hatch": "//"},

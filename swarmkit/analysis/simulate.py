@@ -399,7 +399,7 @@ class Simulation:
     def __repr__(self) -> str:
         return (
             f"<Simulation: {self.answered:,} of {plural(self.rows, 'row')} on {plural(self.endpoints, 'endpoint')} in "
-            f"{_seconds(self.time_s)}, where no schedule takes less than {_seconds(self.ideal_s)}; "
+            f"{duration(self.time_s)}, where no schedule takes less than {duration(self.ideal_s)}; "
             f"{plural(self.requests, 'request')}>"
         )
 
@@ -412,8 +412,8 @@ class Simulation:
         }
         lines = [
             ("rows", f"{self.answered:,} of {self.rows:,} answered"),
-            ("time", f"{_seconds(self.time_s)} ({self.answered / self.time_s:,.1f} rows/s)"),
-            ("at the least", f"{_seconds(self.ideal_s)}, whatever the schedule"),
+            ("time", f"{duration(self.time_s)} ({self.answered / self.time_s:,.1f} rows/s)"),
+            ("at the least", f"{duration(self.ideal_s)}, whatever the schedule"),
             ("requests", f"{self.requests:,} to {plural(self.endpoints, 'endpoint')}"),
             *((name, f"{count:,}") for name, count in more.items() if count),
         ]
@@ -485,10 +485,6 @@ class _Logged(VirtualRun):
     def note(self, ticket: int, failure: str | None) -> None:
         batch = self.open[ticket]
         self.log.append((f"endpoint {batch.endpoint}", len(batch.rows), self.sent.pop(ticket), self.now, failure))
-
-
-def _seconds(seconds: float) -> str:
-    return f"{seconds:.2g} s" if seconds < 10 else duration(seconds)
 
 
 def _once(prompts: Sequence[str]) -> int:

@@ -424,7 +424,7 @@ class Transport:
             if failure.of_key and self._own_keys:
                 key = endpoint.key_source()
                 advice = key.advice() if key else "no key was sent: give api_key=..., or key_env= in a hostfile"
-                failure = replace(failure, message=f"{failure.message}: {advice}")
+                failure = replace(failure, message=f"{failure.message.rstrip('.')}: {advice}")
         message = self.without_secrets(endpoint, failure.message)
         if failure.status in _OF_PROXIES and endpoint.scheme == "http" and (proxy := self._proxy_to(endpoint)):
             message += f" (it may be the proxy {proxy.address} that says so)"

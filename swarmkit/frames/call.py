@@ -22,6 +22,7 @@ from ..pool.vllm_pool import VLLMPool, check_one_of
 from ..records import MOST_LOGPROBS, Failure, Prompts, RequestSpec
 from ..runs import progress
 from ..runs.events import Listener
+from ..runs.progress import Bar
 from ..runs.run import OnError, Run
 from ..runs.stats import RunStats
 from ..schema import Schema
@@ -88,12 +89,13 @@ class PreparedCall:
         how |= {"deadline": self.deadline, "priority": self.priority}
         return await run_with_reuse(self.pool, prompts, self.spec, columns, listeners, pending, stats, **how)
 
-    def listeners(self, label: str, stats: RunStats) -> list[Listener]:
+    def listeners(self, label: str, stats: RunStats) -> list[Bar]:
         """The listeners of a run with this label: its bar, if one is shown."""
-        return [progress.Bar(label, stats)] if self.progress else []
+        return [Bar(label, stats)] if self.progress else []
 
     def shown(self, run: Run) -> Run:
         """Show a run in a monitor if this call asks for one, and return it."""
+        run.has_store = self.store is not None
         if self.monitor:
             progress.show_monitor(run)
         return run

@@ -15,6 +15,7 @@ import pandas as pd
 
 from ..errors import CallerError, SettingError
 from ..records import FailureKind
+from ..runs.notebook import RED
 from ..text import plural, visible
 from .answers import OURS
 from .conversations import row_prompts
@@ -84,7 +85,7 @@ def _preview_row(label: str, sent: str | None, prompt: str | None, tokens: Any, 
     count = "" if pd.isna(tokens) else f"<br>{_DIM}{plural(int(tokens), 'token')}</span>"
     if sent is None:
         why = html.escape(visible(str(error)))
-        text, count = f'<b style="color:#c0392b">not sent</b>: {why}', ""
+        text, count = f'<b style="color:{RED}">not sent</b>: {why}', ""
     else:
         text = _dimmed(sent, prompt or "")
     body = f'<td style="text-align:left"><div style="{_TEXT}">{text}</div></td>'
@@ -225,6 +226,8 @@ def _answer(df: pd.DataFrame, place: int, out: str) -> list[tuple[str, str]]:
     values = {name: v for name, v in values.items() if isinstance(v, list | dict | np.ndarray) or not pd.isna(v)}
     found = [(name, str(values.pop(name))) for name in (f"{out}_reasoning", out, f"{out}_error") if name in values]
     values.pop(f"{out}_token_logprobs", None)
+    if (took_s := f"{out}_latency_s") in values:
+        values[took_s] = f"{values[took_s]:.3g}"
     if values:
         found.append(("details", "\n".join(f"{name}: {value}" for name, value in values.items())))
     return found or [(out, "(no answer and no error: this row was not asked)")]

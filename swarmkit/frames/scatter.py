@@ -13,6 +13,7 @@ from ..engine.columns import Columns
 from ..errors import SettingError, warn
 from ..records import Failure, Prompts
 from ..runs.events import Listener
+from ..runs.progress import show_unsent
 from ..runs.run import Run
 from ..runs.stats import RunStats
 from ..text import plural
@@ -183,7 +184,11 @@ class ScatterFrame:
 
         async def work(stats: RunStats) -> Failure | None:
             async with aclosing(call):
-                return await self._send(send, [*call.listeners(self.label, stats), *listeners], stats)
+                bars = call.listeners(self.label, stats)
+                failure = await self._send(send, [*bars, *listeners], stats)
+                if failure is None:
+                    show_unsent(bars, stats.rows, stats)
+                return failure
 
         hint = self.hint()
         handle = Run(

@@ -14,6 +14,7 @@ from ..errors import PromptError, SettingError, warn
 from ..patterns.tree_reduce import Node, ScatterLevel, Settle, check_fanin, reduce_groups, roots
 from ..pool.watch import present
 from ..records import Failure, FailureKind, Prompts
+from ..runs.progress import show_unsent
 from ..runs.run import Run
 from ..runs.stats import RunStats
 from ..text import plural
@@ -187,6 +188,7 @@ class ReductionTrees:
         failure = await call.send(Prompts(list(prompts)), columns, shown, stats)
         if failure is not None:
             raise _NoEndpointLeft(failure)
+        show_unsent(shown, len(prompts), stats)
         collect()
 
     async def _room(self, call: PreparedCall, stats: RunStats) -> int | None:

@@ -84,14 +84,14 @@ def bar_html(rows: int, shares: Sequence[tuple[str, int, str]]) -> str:
 
 
 def box_html(message: str) -> str:
-    """A warning: its first line stands out."""
-    first, _, rest = message.partition("\n")
+    """A warning: its first line stands out where others follow."""
+    first, _, rest = html.escape(message).partition("\n")
     style = (
         f"border-left:4px solid {ORANGE};padding:2px 10px;margin:4px 0;max-width:900px;font-size:13px;line-height:1.5;"
         "white-space:pre-wrap;overflow-wrap:anywhere"
     )
-    more = f"\n{html.escape(rest)}" if rest else ""
-    return f'<div style="{style}" title="swarmkit.SwarmWarning"><b>{html.escape(first)}</b>{more}</div>'
+    text = f"<b>{first}</b>\n{rest}" if rest else first
+    return f'<div style="{style}" title="swarmkit.SwarmWarning">{text}</div>'
 
 
 def show_warnings_in_boxes() -> None:

@@ -8,17 +8,17 @@ import html
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from ..text import plural
 from .counts import Counts, took
 from .events import RequestEnded, RowFailed, RowsDone, RowsRetracted, RunEnded, RunEvent, RunStarted, RunWaits
-from .listeners import listener_failed
+from .listeners import Listeners, listener_failed
 from .notebook import BLUE, RED, SKY, Slot, bar_html, in_notebook
 from .registered import monitor
 
-__all__ = ["Bar", "in_notebook", "show_monitor", "wanted"]
+__all__ = ["Bar", "in_notebook", "show_monitor", "show_unsent", "wanted"]
 
 if TYPE_CHECKING:
     from .run import Run
@@ -210,9 +210,9 @@ class _Cell:
         return self._stats.is_monitored and not has_place
 
     def _put(self, text: str, rows: int, parts: list[tuple[str, int, str]]) -> None:
-        bar = f'<div style="flex:0 1 200px;min-width:60px">{bar_html(rows, parts)}</div>' if rows else ""
+        bar = f'<div style="flex:0 99 200px;min-width:60px">{bar_html(rows, parts)}</div>' if rows else ""
         style = "display:flex;align-items:center;gap:2px 12px;line-height:1.5;font-size:13px;max-width:900px"
-        line = f'<div style="{style}">{bar}<div style="flex:1 1 0">{html.escape(text)}</div></div>'
+        line = f'<div style="{style}">{bar}<div style="flex:1 1 auto">{html.escape(text)}</div></div>'
         data = {"text/plain": text, "text/html": line}
         if self._slot.is_shown:
             self._slot.replace(data)
@@ -224,6 +224,14 @@ def shares(counts: Counts) -> list[tuple[str, int, str]]:
     """The parts of a bar: rows that were answered, that need not be asked, and that failed."""
     not_asked = counts.known - counts.answered
     return [(BLUE, counts.answered, "answered"), (SKY, not_asked, "not asked"), (RED, counts.failed, "failed")]
+
+
+def show_unsent(bars: Sequence[Bar], rows: int, stats: RunStats) -> None:
+    """Show as many rows as done, if a run is over that had nothing to send: it has neither started nor ended."""
+    if rows and not stats.endpoints:
+        told, at_s = Listeners(bars, stats.listener_errors), time.monotonic()
+        told(RunStarted(rows, 0, (), (), at_s))
+        told(RunEnded(None, False, at_s))
 
 
 def wanted(progress: bool | Literal["auto"]) -> bool:

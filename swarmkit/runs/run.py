@@ -45,7 +45,6 @@ RUN_AGAIN = "Run the same command again: with store= nothing is asked twice"
 _ASK_AGAIN = ("classify", "filter", "pipeline", "semantic_entropy")  # they may ask a row several times
 _NOUNS = {"tree_reduce": "merge", "pipeline": "answer"}  # what a run counts
 _SAME_CALL = "with store= the same call asks only the others"
-_SAME_CALL_ONLY = ("filter", "pipeline", "semantic_entropy")  # they have no only_missing=
 _ONLY_MISSING = "only_missing=True asks only these rows"
 _GOES_ON = "the waiting has ended, and the run goes on: run.partial() has its rows so far, and run.cancel() stops it"
 _GRACE_S = 0.5
@@ -68,6 +67,8 @@ class Run:
         Its counts so far.
     waited_for : bool
         Whether a blocking verb waits for it, so that an interrupt stops it.
+    has_store : bool
+        Whether its answers are on disk, too.
     watchers : list of threading.Thread
         Threads that show it and end with it; ``result`` waits for them, too.
 
@@ -115,6 +116,7 @@ class Run:
         self._index = index
         self.watchers: list[threading.Thread] = []
         self.waited_for = False
+        self.has_store = False
         self._cancelled = False
         self._warned = False
         self._warned_of_constraints = False
@@ -275,9 +277,11 @@ class Run:
         self.cancel()
         concurrent.futures.wait([self._job], io_thread.GRACE_S)
         self._join_watchers()
-        again = _SAME_CALL if self.verb in _SAME_CALL_ONLY else "only_missing=True sends only the others"
+        again = "; only_missing=True sends only the others" if "only_missing" in self._hint else f"; {_SAME_CALL}"
+        if self.has_store:
+            again = " and in the store: the same call again asks only the others"
         return ScatterInterrupted(
-            f"interrupted: {self._so_far()} answered. They are in swarmkit.last_run().partial(); {again}",
+            f"interrupted: {self._so_far()} answered. They are in swarmkit.last_run().partial(){again}",
             self._frame("interrupted"),
         )
 

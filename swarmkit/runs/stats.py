@@ -316,7 +316,7 @@ class RunStats:
             case RouteChanged(index, route, at_s):
                 name = self.endpoints[index].name
                 self.routes[route] = self.routes.get(route, 0) + 1
-                self.notices.append(f"{name} has another chat template than before: its rows are sent by {route}")
+                self._notice(f"{name} has another chat template than before: its rows are sent by {route}")
                 self.story.rerouted(event, at_s - self._began, name)
             case RunStarted():
                 self._started(event)
@@ -332,7 +332,12 @@ class RunStats:
         for name in _UNTOLD_BY_EVENTS:
             setattr(self, name, getattr(self, name) + getattr(part, name))
         self.context = max(self.context, part.context)
-        self.notices += [line for line in part.notices if line not in self.notices]
+        for line in part.notices:
+            self._notice(line)
+
+    def _notice(self, line: str) -> None:
+        if line not in self.notices:  # each level of a tree may say the same
+            self.notices.append(line)
 
     def _spent(self, rows: Sequence[int], usage: Usage | None, ticket: int) -> None:
         if self._columns is None:
@@ -389,11 +394,11 @@ class RunStats:
         endpoint = self.endpoints[event.endpoint]
         match event.state:
             case "distrusted" if event.failure:
-                self.notices.append(f"{endpoint.name} is not believed: {event.failure.message}. {_HELD_BACK}")
+                self._notice(f"{endpoint.name} is not believed: {event.failure.message}. {_HELD_BACK}")
             case "paused" if event.failure and event.failure.of_key:
                 if any(e.breaker is Breaker.CLOSED for e in self.endpoints):
                     again = "It is tried again; its rows are asked elsewhere"
-                    self.notices.append(f"{event.failure.describe()}. {again}")
+                    self._notice(f"{event.failure.describe()}. {again}")
             case "added":
                 endpoint.breaker, self.waits = Breaker.CLOSED, ""
             case "removed":

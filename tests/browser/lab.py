@@ -27,6 +27,7 @@ CHROMIUM = "/usr/bin/chromium"
 SETTINGS = {
     "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
     "apputils-extension/themes": {"theme": "JupyterLab Light", "theme-scrollbars": True},
+    "completer-extension/manager": {"providerTimeout": 30_000},  # it waits for a second; this machine may be busy
     "notebook-extension/tracker": {"windowingMode": "none"},  # all cells are there, also those out of sight
 }
 _OPEN = """async () => {
@@ -34,6 +35,12 @@ _OPEN = """async () => {
   const panel = app.shell.currentWidget; await panel.context.ready;
   await panel.sessionContext.ready; await panel.sessionContext.session.kernel.info;
   app.shell.collapseLeft(); window.panel = panel;
+}"""
+_READ = """async (path) => {
+  const app = window.jupyterapp; await app.restored;
+  const kernelPreference = {shouldStart: false, canStart: false};
+  window.panel = await app.commands.execute('docmanager:open', {path, factory: 'Notebook', kernelPreference});
+  await window.panel.context.ready; app.shell.collapseLeft();
 }"""
 _RUN = """async (index) => {
   const app = window.jupyterapp; window.panel.content.activeCellIndex = index;
@@ -43,6 +50,11 @@ _START = """(index) => {
   const app = window.jupyterapp; window.panel.content.activeCellIndex = index;
   app.commands.execute('notebook:run-cell'); return Date.now() / 1000;
 }"""
+_RESTART = """() => { window.restarted = window.jupyterapp.commands.execute('notebook:restart-kernel'); }"""
+_RESTARTED = """async () => {
+  await window.restarted; await window.panel.sessionContext.session.kernel.requestKernelInfo();
+}"""
+_SOURCE = "([index, code]) => window.panel.content.model.cells.get(index).sharedModel.setSource(code)"
 _OUTPUTS = "(index) => window.panel.content.model.cells.get(index).outputs.toJSON()"
 
 
@@ -106,17 +118,24 @@ class Lab:
         return path
 
     @contextlib.contextmanager
-    def open(self, name: str, width: int = 1280, height: int = 900, scale: float = 1.0) -> Iterator[Page]:
-        """Open a notebook in a browser of its own, and wait for its kernel."""
+    def page(self, path: str = "", width: int = 1280, height: int = 900, scale: float = 1.0) -> Iterator[Page]:
+        """JupyterLab in a browser of its own."""
         context = self._browser.new_context(viewport={"width": width, "height": height}, device_scale_factor=scale)
         try:
             page = Page(context.new_page())
-            page.tab.goto(f"{self._url}/lab/tree/{name}.ipynb?token={self._token}&reset")
-            page.tab.wait_for_function("window.jupyterapp && document.querySelector('.jp-Notebook .jp-Cell')")
-            page.tab.evaluate(_OPEN)
+            page.tab.goto(f"{self._url}/lab{path}?token={self._token}&reset")
+            page.tab.wait_for_function("window.jupyterapp")
             yield page
         finally:
             context.close()
+
+    @contextlib.contextmanager
+    def open(self, name: str, **how: Any) -> Iterator[Page]:
+        """Open a notebook in a browser of its own, and wait for its kernel."""
+        with self.page(f"/tree/{name}.ipynb", **how) as page:
+            page.tab.wait_for_function("document.querySelector('.jp-Notebook .jp-Cell')")
+            page.tab.evaluate(_OPEN)
+            yield page
 
     def close(self) -> None:
         """End it, kernels and all."""
@@ -152,6 +171,33 @@ class Page:
         if parts.hostname != "127.0.0.1" and parts.scheme not in ("data", "blob"):
             self.strangers.append(asked.url)
 
+    def read(self, name: str) -> None:
+        """Open a notebook without a kernel."""
+        self.tab.evaluate(_READ, f"{name}.ipynb")
+        self.tab.wait_for_function("window.panel.content.widgets.length === window.panel.content.model.cells.length")
+
+    def write(self, cell: int, code: str) -> None:
+        """Write code into a cell, in place of what is there."""
+        self.tab.evaluate(_SOURCE, [cell, code])
+
+    def type(self, cell: int, code: str) -> None:
+        """Go to the end of a cell and type, key by key."""
+        self.editor(cell).click()
+        self.tab.keyboard.press("Control+End")
+        self.tab.keyboard.type(code)
+
+    def editor(self, cell: int) -> Any:
+        """Where a cell's code stands."""
+        return self.tab.locator(".jp-Notebook .jp-Cell").nth(cell).locator(".cm-content")
+
+    def complete(self, cell: int, code: str) -> Any:
+        """Type code and press Tab; what is offered then."""
+        self.type(cell, code)
+        self.tab.keyboard.press("Tab")
+        offered = self.tab.locator(".jp-Completer:not(.lm-mod-hidden)")
+        offered.locator(".jp-Completer-item").first.wait_for()
+        return offered
+
     def run(self, cell: int) -> str:
         """Run a cell, wait for its end, and return what it printed or said.
 
@@ -174,6 +220,13 @@ class Page:
         it is idle a moment before that."""
         self.tab.wait_for_function("window.panel.sessionContext.session.kernel.status === 'idle'")
         self.tab.wait_for_timeout(500)
+
+    def restart(self) -> None:
+        """Restart the kernel as the menu does, and wait for it."""
+        self.tab.evaluate(_RESTART)
+        self.tab.locator(".jp-Dialog .jp-mod-accept.jp-mod-warn").click()
+        self.tab.evaluate(_RESTARTED)
+        self.wait_idle()
 
     def outputs(self, cell: int) -> list[dict[str, Any]]:
         """What stands under a cell, as it would be saved."""

@@ -43,7 +43,8 @@ def main(folder: Path) -> None:
     cells = [
         SETUP,
         "picker = sk.EndpointPicker([('127.0.0.1', 9), *ends], model=swarm.model)\npicker",
-        "picker.probe().result(); picker.selected = [e for e in ends if e.tags['rack'] != 'c']; pool = picker.use()",
+        "picker.probe().result(); picker.selected = [e for e in ends if e.tags['rack'] != 'c']",
+        "pool = picker.use()",
         "run = genes.swarm.submit('What does the gene {gene} do in E. coli?', max_tokens=64, progress=False)\n"
         "sk.RunMonitor(run)",
         "run.cancel()",
@@ -59,11 +60,12 @@ def main(folder: Path) -> None:
             page.area(1).get_by_text("9 up").wait_for()
             shoot(page.area(1).locator(".jp-OutputArea-output").first, folder / "picker.png")
             page.run(3)
-            page.tab.wait_for_timeout(6000)
-            shoot(page.area(3).locator(".jp-OutputArea-output").first, folder / "monitor.png")
             page.run(4)
+            page.tab.wait_for_timeout(6000)
+            shoot(page.area(4).locator(".jp-OutputArea-output").first, folder / "monitor.png")
             page.run(5)
-            shoot(page.area(5).locator("img"), folder / "comparison.png")
+            page.run(6)
+            shoot(page.area(6).locator("img"), folder / "comparison.png")
 
 
 if __name__ == "__main__":

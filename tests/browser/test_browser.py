@@ -7,10 +7,7 @@ from __future__ import annotations
 
 import bisect
 import json
-import os
 import re
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -49,26 +46,11 @@ INTERRUPT = """async (index) => {
 }"""
 
 
-@pytest.fixture(scope="module")
-def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    from lab import laboratory  # not at the top: who collects all tests need not have playwright
-
-    with laboratory(tmp_path_factory.mktemp("lab")) as lab:
-        yield lab
-
-
-@pytest.fixture(scope="module")
-def shots() -> Path:
-    folder = Path(os.environ.get("SWARMKIT_SHOTS") or Path(tempfile.gettempdir()) / "swarmkit-shots")
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
 def shoot(page: Any, folder: Path, name: str, cell: int) -> None:
     """A cell and what is below it, at two widths and in both themes."""
     for theme in ("light", "dark"):
         page.theme(theme)
-        for width in (1280, 720):
+        for width in (1280, 560):
             page.tab.set_viewport_size({"width": width, "height": 900})
             page.tab.locator(".jp-Notebook .jp-Cell").nth(cell).evaluate("cell => cell.scrollIntoView()")
             page.tab.wait_for_timeout(200)

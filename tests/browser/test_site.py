@@ -18,8 +18,11 @@ pytestmark = [pytest.mark.long, pytest.mark.timeout(300)]
 
 SITE = Path(__file__).parent.parent.parent / "build/docs"
 PAGES = {
+    "home": "docs/index.html",
     "start": "docs/get_started.html",
     "tutorial": "notebooks/01_scatter.html",
+    "typed": "notebooks/10_typed_answers.html",
+    "reference": "docs/reference.html",
     "verb": "docs/generated/swarmkit.scatter.html",
     "clusters": "docs/clusters.html",
 }
@@ -46,7 +49,7 @@ def test_pages_are_whole_in_both_themes_at_two_widths_and_load_nothing_from_else
     backgrounds = set()
     for theme in ("light", "dark"):
         tab.emulate_media(color_scheme=theme)
-        for width in (1280, 480):
+        for width in (1280, 560, 480):
             tab.set_viewport_size({"width": width, "height": 900})
             for name, page in PAGES.items():
                 tab.goto((SITE / page).as_uri())
@@ -55,6 +58,9 @@ def test_pages_are_whole_in_both_themes_at_two_widths_and_load_nothing_from_else
                 assert too_wide <= 0, f"{page} is {too_wide} pixels too wide at {width}"
                 tab.screenshot(path=str(shots / f"docs-{name}-{theme}-{width}.png"))
         backgrounds.add(tab.evaluate("getComputedStyle(document.body).backgroundColor"))
+        tab.goto((SITE / PAGES["typed"]).as_uri())
+        cell = "getComputedStyle(document.querySelector('.cell_output .text_html')).backgroundColor"
+        assert tab.evaluate(cell) == "rgba(0, 0, 0, 0)", "a pool, a bar or a box has the page's own background"
     assert len(backgrounds) == 2
     assert [url for url in loads if not url.startswith(("file:", "data:", "blob:"))] == []
     assert errors == []
