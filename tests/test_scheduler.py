@@ -442,3 +442,13 @@ def test_a_copy_of_a_row_has_no_smaller_budget_than_the_row():
         assert len(run.outcome.answered) == 120
     assert len(copied) > 60, "the rows of the slow endpoint are asked elsewhere"
     assert all(copy >= first for copy, first in copied)
+
+
+@pytest.mark.parametrize("rows_a_slot", [2, 4])
+def test_no_row_waits_beside_free_slots_until_long_rows_end(rows_a_slot):
+    rng = random.Random(0)
+    rows = 4 * 64 * rows_a_slot
+    lengths = [40.0 if rng.random() < 0.1 else rng.uniform(0.5, 1.5) for _ in range(rows)]
+    out = Virtual([Server(1.0, 64) for _ in range(4)], rows, lengths=lengths.__getitem__).run()
+    assert len(out.answered) == rows
+    assert out.time_s <= 50.0  # the longest row takes 40

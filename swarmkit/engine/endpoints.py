@@ -31,6 +31,7 @@ _MOST_FITS = 1024  # requests that fit until larger ones are tried, at most
 _GROWS_S = 0.5  # requests that take no longer are made larger, where that is allowed
 _LEFT = 8  # ... if there are so many of the larger ones for each endpoint
 _CLEARLY = 1.25  # times as quick
+_LATE_S = 1.0  # without an answer, at least, until the rates are not believed any more
 _OTHERS, _FEW_OTHERS = 1.2, 2  # times the rows of a run, and so many: what is more at a server is not its own
 _GIVES_WAY_S = 0.25  # until it is looked again whether runs that go first have left a place
 _ROUNDS = 8  # rates are those of the last so many rows a slot, or a little more
@@ -234,6 +235,7 @@ class Fleet(list[Endpoint]):
         self._n_working = self._well
         self._rate_sum = 0.0  # of the endpoints that work, as is the next
         self._rated = 0
+        self._delivered_at = -math.inf  # when any was last answered
         self._timed = 0.0  # the sum of the rates of those whose row_s is known
         self._slots = 0.0  # the sum of rate times row_s: rows they work on at once
         self._alarms: list[tuple[float, int]] = []  # when rests are over
@@ -301,6 +303,7 @@ class Fleet(list[Endpoint]):
         e.done += rows or 1
         self.done += rows or 1
         e.delivered_at, e.delivers = now, True
+        self._delivered_at = now
         trouble = not e.proven or e.unwell_since < math.inf or e.breaker is not Breaker.CLOSED
         if trouble and sent_at >= e.fault_at:  # what was sent before its last fault shows nothing new
             e.proven = True
@@ -639,7 +642,8 @@ class Fleet(list[Endpoint]):
             over_s = self._over_s(left)
             if self._too_slow(index, over_s, now):
                 return 0
-            hold = min(hold, max(1, math.ceil(self._share(e, over_s))))
+            if now < self._delivered_at + max(over_s, _LATE_S):
+                hold = min(hold, max(1, math.ceil(self._share(e, over_s))))
         if self.fed:  # rates may be those at which rows come: it may hold what it might at first
             hold = max(hold, first)
         if self.last_sends is not None and e.rate > 0:  # what it holds must be finished, too
@@ -711,12 +715,18 @@ class Fleet(list[Endpoint]):
         """Endpoints that work; at least 1. The others deliver nothing for now, as far as is known."""
         return max(1, self._n_working)
 
-    def steal_size(self, index: int, room: int, unsent: int) -> int:
+    def late_at(self, left: int) -> float:
+        """When so many rows should all have been answered, by the rates. What is left then is unusually long, and the
+        rates tell nothing of it: rows that are not sent are no more kept for those who would be the first to be free.
+        """
+        return self._delivered_at + max(self._over_s(left), _LATE_S) if self._rated else math.inf
+
+    def steal_size(self, index: int, room: int, unsent: int, late: bool = False) -> int:
         """Rows an endpoint steals at once.
 
         Half of its share, by speed, of what is unsent (an equal share while speeds are not known): the sizes shrink
         as the work does, so that all finish together. But no less than half of what it works on at once, and none at
-        all if it holds work and the size would be tiny.
+        all if it holds work and the size would be tiny, unless the run is ``late``.
         """
         e = self[index]
         if e.rate and 2 * self._rated >= self.working:
@@ -724,7 +734,7 @@ class Fleet(list[Endpoint]):
         else:
             part = math.ceil(unsent / self.working)
         size = min(room, unsent, max(1, part // 2, int(e.slots / 2)))
-        return 0 if e.requests and size < min(room, self.max_size // 8) else size
+        return 0 if e.requests and size < min(room, self.max_size // 8) and not late else size
 
     def leaves(self, index: int, owner: int, rows: int, now: float) -> bool:
         """Whether an endpoint with enough to do steals none of these rows, all that another one has left: if that is no

@@ -173,6 +173,7 @@ class Scheduler:
         self._last_failure: Failure | None = None
         self._stopped = False
         self._now = 0.0
+        self._late_at = 0.0  # when it is looked next whether rows are longer than they should be, or is offered again
         self._out: list[messages.Message] = []
 
     # ---- questions ------------------------------
@@ -832,7 +833,8 @@ class Scheduler:
             return ()
         if self.fleet.leaves(index, owner, len(self._queues[owner]), self._now):
             return ()
-        steal_size = self.fleet.steal_size(index, room, self._queues.unsent)
+        late = self._now >= self.fleet.late_at(self._left + self._awaited)
+        steal_size = self.fleet.steal_size(index, room, self._queues.unsent, late)
         self.counts.steals += steal_size > 0
         return self._queues.steal(steal_size, index) if steal_size else ()
 
@@ -910,18 +912,36 @@ class Scheduler:
             self._fill(index)
         if self._suspects.groups:
             self._place_suspects()
+        if self.has_unsent:
+            self._offer_late()
         if not self._idle:
             return
         if not (self._queues.unsent or self._retry_batches):
             if self._hedge and self._in_flight and (at := self._stragglers.schedule(self._now)) is not None:
                 self._wake(at)
-        elif self._work_available or (self._retry_batches and self.fleet.changed):
+            return
+        if self._work_available or (self._retry_batches and self.fleet.changed):
             self._work_available = self.fleet.changed = False
             for index in list(self._idle):
                 if not (self._queues.unsent or self._retry_batches):
                     return
                 del self._idle[index]
                 self._fill(index)
+
+    def _offer_late(self) -> None:
+        """Offer work to all endpoints if what is left is longer than it should be; else look again when it would be."""
+        at = self.fleet.late_at(self._left + self._awaited)
+        if at > self._now:
+            if (
+                at < math.inf and not self._now < self._late_at <= at + 1.0
+            ):  # often it is a little later or earlier with each answer
+                self._late_at = at
+                self._wake(at)
+        elif self._now >= self._late_at:
+            for index in range(len(self.fleet)):
+                self._idle.pop(index, None)
+                self._fill(index)
+            self._late_at = self._now + 1.0
 
     def _wake(self, at: float) -> None:
         if at <= self._now or at not in self._wakes:
