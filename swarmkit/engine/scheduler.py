@@ -912,7 +912,7 @@ class Scheduler:
             self._fill(index)
         if self._suspects.groups:
             self._place_suspects()
-        if self.has_unsent:
+        if self._queues.unsent:
             self._offer_late()
         if not self._idle:
             return
@@ -938,7 +938,7 @@ class Scheduler:
                 self._late_at = at
                 self._wake(at)
         elif self._now >= self._late_at:
-            for index in range(len(self.fleet)):
+            for index in [i for i, e in enumerate(self.fleet) if e.well and e.proven]:
                 self._idle.pop(index, None)
                 self._fill(index)
             self._late_at = self._now + 1.0
