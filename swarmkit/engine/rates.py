@@ -76,7 +76,19 @@ class Rate:
     (0.0, <Ration>, <Ration>, 60.0)
     """
 
-    __slots__ = ("_connections", "_kept", "_log", "_owed", "_rpm", "_told", "open", "open_tokens", "tokens", "tpm")
+    __slots__ = (
+        "_connections",
+        "_kept",
+        "_log",
+        "_owed",
+        "_rpm",
+        "_share",
+        "_told",
+        "open",
+        "open_tokens",
+        "tokens",
+        "tpm",
+    )
 
     def __init__(self, rpm: int | None = None, tpm: int | None = None, connections: int | None = None) -> None:
         self._rpm = rpm
@@ -85,7 +97,8 @@ class Rate:
         self._log: deque[Ration] = deque()  # of the last minute, the oldest first
         # What the gateway says is left of requests and of tokens, until when that holds, and when it was asked.
         self._told = [(math.inf, 0.0, -math.inf)] * 2
-        self._owed = 0.0  # what runs that give way have not had yet: requests, or tokens where these are limited
+        self._share = max(1.0, (tpm or rpm or 0) / (_FIRST + 1))  # of a minute, for runs that give way
+        self._owed = 0.0  # what they have not had yet of it: requests, or tokens where these are limited
         self._kept = (0, 0, 0.0)  # requests that are kept free for these, their tokens, and until when
         self.open = 0
         self.open_tokens = 0
@@ -139,11 +152,6 @@ class Rate:
         """Whether it is the turn of those that give way, with a request of so many tokens. One that has more than their
         share of a minute is had in advance."""
         return self._owed >= (1 if self.tpm is None else min(tokens, self._share))
-
-    @property
-    def _share(self) -> float:
-        """What is allowed in a minute to runs that give way."""
-        return max(1.0, (self.tpm or self._rpm or 0) / (_FIRST + 1))
 
     def sent(self, now: float, tokens: int = 1, behind: bool = False) -> Ration:
         """A request goes out, with so many tokens as far as can be said; ``behind`` as for ``next_at``."""
