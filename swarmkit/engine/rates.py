@@ -7,9 +7,8 @@ corrected when its answer says what it has cost.
 What a gateway says (``x-ratelimit-remaining-*``) holds until the time that it names, and for a minute at most: then the
 next request shows what is true, and a refusal with a ``Retry-After`` is obeyed in any case.
 
-Runs that give way to others on the same pool are not shut out: of ten requests one is theirs, and where tokens are
-counted, of ten tokens one. It is kept free for them where they wait for it, since those that go first would take all of
-a minute at its beginning.
+Runs that give way to others on the same pool are not shut out: of ten requests one is theirs. It is kept free for them
+where they wait for it, since those that go first would take all of a minute at its beginning.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ __all__ = ["MINUTE_S", "Rate", "Ration"]
 MINUTE_S = 60.0
 _SOON_S = 1.0  # until it is looked again whether a connection is free, which another run may hold
 _TURN_S = 0.25  # until it is looked again whether a run that gives way has its turn
-_FIRST = 9  # requests, or tokens, of runs that go first for each one of those that give way
+_FIRST = 9  # requests of runs that go first for each one of those that give way
 
 
 class Ration:
@@ -76,19 +75,7 @@ class Rate:
     (0.0, <Ration>, <Ration>, 60.0)
     """
 
-    __slots__ = (
-        "_connections",
-        "_kept",
-        "_log",
-        "_owed",
-        "_rpm",
-        "_share",
-        "_told",
-        "open",
-        "open_tokens",
-        "tokens",
-        "tpm",
-    )
+    __slots__ = ("_connections", "_first", "_kept", "_log", "_rpm", "_told", "open", "open_tokens", "tokens", "tpm")
 
     def __init__(self, rpm: int | None = None, tpm: int | None = None, connections: int | None = None) -> None:
         self._rpm = rpm
@@ -97,9 +84,8 @@ class Rate:
         self._log: deque[Ration] = deque()  # of the last minute, the oldest first
         # What the gateway says is left of requests and of tokens, until when that holds, and when it was asked.
         self._told = [(math.inf, 0.0, -math.inf)] * 2
-        self._share = max(1.0, (tpm or rpm or 0) / (_FIRST + 1))  # of a minute, for runs that give way
-        self._owed = 0.0  # what they have not had yet of it: requests, or tokens where these are limited
-        self._kept = (0, 0, 0.0)  # requests that are kept free for these, their tokens, and until when
+        self._first = 0  # requests of runs that go first, as far as those that give way have not had their share yet
+        self._kept = (0, 0, 0.0)  # requests that are kept free for these, the tokens of each, and until when
         self.open = 0
         self.open_tokens = 0
         self.tokens = 0
@@ -112,10 +98,11 @@ class Rate:
         ``behind``: it is of a run that gives way to others, which have more to send.
         """
         turn = (now // _TURN_S + 1.5) * _TURN_S  # several wait for one moment
-        self._forget(now)
-        if behind and not self._is_due(tokens):
+        if behind and self._first < _FIRST:
             return turn
-        kept, others, until_kept = (0, 0, 0.0) if behind or now >= self._kept[2] else self._kept
+        self._forget(now)
+        kept, tokens_of_each, until_kept = (0, 0, 0.0) if behind or now >= self._kept[2] else self._kept
+        others = kept * tokens_of_each
         at = now
         if self.open + kept >= self._connections:  # those that are kept free are soon taken
             at = turn if behind else (now // _SOON_S + 2) * _SOON_S
@@ -136,39 +123,23 @@ class Rate:
 
     def keep(self, tokens: int, until: float) -> None:
         """A run that gives way waits until then for a request with so many tokens: its share is kept free for it."""
-        if self._is_due(tokens):
-            share = int(min(self._owed, self._share))
-            if self.tpm is not None:
-                requests = min(share // max(1, tokens), (self._rpm or 0) // (_FIRST + 1))
-                self._kept = max(1, requests), max(share, min(tokens, self.tpm)), until + _SOON_S
-            else:
-                self._kept = share, 0, until + _SOON_S
-
-    def most(self, behind: bool) -> float:
-        """Tokens that a request of several rows may have."""
-        return math.inf if self.tpm is None else self._owed if behind else self.tpm
-
-    def _is_due(self, tokens: int) -> bool:
-        """Whether it is the turn of those that give way, with a request of so many tokens. One that has more than their
-        share of a minute is had in advance."""
-        return self._owed >= (1 if self.tpm is None else min(tokens, self._share))
+        if share := self._first // _FIRST:
+            self._kept = share, tokens, until + _SOON_S
 
     def sent(self, now: float, tokens: int = 1, behind: bool = False) -> Ration:
         """A request goes out, with so many tokens as far as can be said; ``behind`` as for ``next_at``."""
         self._forget(now)
+        if behind:
+            self._first = max(0, self._first - _FIRST)
+            self._kept = max(0, self._kept[0] - 1), *self._kept[1:]
+        elif self._first < _FIRST * max(1, len(self._log) // (_FIRST + 1)):  # no more than is their share of a minute
+            self._first += 1
         ration = Ration(self, now, tokens)
         self.open += 1
         self.open_tokens += tokens
         if self._rpm is not None or self.tpm is not None:
             self._log.append(ration)
             self.tokens += tokens
-        cost = 1 if self.tpm is None else min(tokens, self.tpm)
-        if behind:
-            self._owed -= cost
-            self._kept = max(0, self._kept[0] - 1), max(0, self._kept[1] - tokens), self._kept[2]
-        else:
-            waits = self._kept[self.tpm is not None] if now < self._kept[2] else 0  # is not lost meanwhile
-            self._owed = min(self._owed + cost / _FIRST, self._share + waits)
         return ration
 
     def told(self, quota: Quota, asked_at: float, now: float) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import itertools
+import math
 from collections.abc import Callable, Iterable, Sequence
 
 from .endpoints import Fleet
@@ -78,7 +79,7 @@ class Rations:
             return self._fleet.allowed_at(index, now, tokens) <= now
 
         sums = [*itertools.accumulate(map(self._tokens, rows))]
-        most = rate.most(self._fleet.gives_way(index))  # only a single row may have more
+        most = rate.tpm or math.inf  # only a single row may have more
         count = bisect.bisect_left(sums, True, key=lambda tokens: tokens > most or not allowed(tokens))
         return count or int(allowed(sums[0]))
 
