@@ -260,7 +260,7 @@ def test_the_repr_lists_the_verbs_and_the_pool(pool: sk.VLLMPool, echo: sk.Local
         assert what in text
         assert repr(pool) in text
         for name in METHODS:
-            summary = (inspect.getdoc(getattr(sk, name)) or "").splitlines()[0]
+            summary = (inspect.getdoc(getattr(sk, name)) or "").splitlines()[0].replace("`", "")
             assert re.search(rf"^  \.{name} +{re.escape(summary)}", text, re.MULTILINE)
         assert echo.endpoints[0].key() not in text
 

@@ -86,7 +86,7 @@ class Comparison:
     --------
     >>> found = sk.compare(pd.DataFrame({"i": range(20)}), "number {i}", repeats=1)
     >>> found.verdict()
-    'batch of 100: too few repeats to compare it with single'
+    'batch of 100: too few repeats to compare with single'
     >>> found.plot()
     <Figure size ...>
     """

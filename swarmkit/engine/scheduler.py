@@ -932,9 +932,8 @@ class Scheduler:
         """Offer work to all endpoints if what is left is longer than it should be; else look again when it would be."""
         at = self.fleet.late_at(self._left + self._awaited)
         if at > self._now:
-            if (
-                at < math.inf and not self._now < self._late_at <= at + 1.0
-            ):  # often it is a little later or earlier with each answer
+            # It is a little later or earlier with each answer: one look that is planned will do.
+            if at < math.inf and not self._now < self._late_at <= at + 1.0:
                 self._late_at = at
                 self._wake(at)
         elif self._now >= self._late_at:
