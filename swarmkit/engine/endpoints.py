@@ -654,9 +654,8 @@ class Fleet(list[Endpoint]):
             hold = e.held + math.ceil(places)
         free = hold - e.held
         # Rows finish one by one. Refilling by as few as have just finished would make the requests tiny, so an
-        # endpoint that holds work waits until a whole batch, or half its share, fits; a quarter after faults, when that
-        # share is small, and rows that are sent again come in small batches.
-        if e.held and free < min(size, (hold + 1) // (2 if e.window == math.inf else 4)):
+        # endpoint that holds work waits until a whole batch, or half its share, fits.
+        if e.held and free < min(size, (hold + 1) // 2):
             return 0
         return min(size, max(free, 0 if e.held else 1))
 
