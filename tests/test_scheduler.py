@@ -4,7 +4,7 @@ import math
 import random
 
 import pytest
-from virtual import Server, Trouble, Virtual, ideal_s
+from virtual import Server, Virtual, ideal_s
 
 from swarmkit.engine.policy import RetryPolicy
 from swarmkit.records import FailureKind
@@ -359,30 +359,6 @@ def test_a_row_that_crashes_engines_crashes_three_and_the_other_rows_are_answere
     run = Virtual(servers, 5000).run()
     assert set(run.failed) == {killer}
     assert len(set(run.met[killer])) <= 3
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("after_s", [0.0, 0.5, 5.0])
-@pytest.mark.parametrize(
-    ("endpoints", "rows", "killers"), [(27, 12, {2, 11}), (34, 200, {80, 147, 181}), (8, 40, {1, 2, 3})]
-)
-def test_rows_that_crash_engines_in_step_meet_three_each(endpoints, rows, killers, after_s):
-    # Two or three endpoints break at one time, again and again, as in incidents that say nothing about rows.
-    for kills_s in (1.0, 60.0):
-        killer = Trouble(FailureKind.DISCONNECT, after_s, kills_engine=kills_s)
-        servers = [Server() for _ in range(endpoints)]
-        run = Virtual(servers, rows, max_size=10, killers=dict.fromkeys(killers, killer)).run()
-        assert set(run.failed) == killers
-        assert max(map(len, run.kills.values())) <= 3
-
-
-@pytest.mark.slow
-def test_no_row_fails_at_an_endpoint_that_fails_often_since_another_one_did_not():
-    # The sound one answers ten times as many, and dies.
-    for seed in range(3):
-        sound, shaky = Server(0.1, 64, dies_at=8.0), Server(fault=now_and_then([FailureKind.SERVER], 0.6))
-        run = Virtual([shaky, sound], 5600, max_size=1, max_in_flight=64, seed=seed).run()
-        assert len(run.answered) == 5600
 
 
 def test_the_bound_on_requests_in_flight_holds():

@@ -24,12 +24,10 @@ __all__ = ["MAX_CRASHES", "Evidence"]
 MAX_CRASHES = 3
 """Endpoints that a row may crash, at most."""
 _CHANCE = 1e-6  # probability that faults alone fail one good row in a run
-_CRASH_CHANCE = 1e-3  # ... that broken connections do: each of a row that is alone on a healthy endpoint says much more
 _UNLIKELY = 0.01  # probability below which faults of a batch are taken for those of a row in it
 _HALVED_AT = 2  # faults at which a batch is halved, where they are rare
 _MOST_EXCUSES = 6  # incidents of many endpoints that clear a row; rows that crash engines in step are no accident
 _MOST_FAULTS = 8  # times ``max_attempts``: no row is retried more often
-_MOST_CRASHES = 4  # times ``max_attempts``: no row is tested more often
 
 
 class Evidence:
@@ -48,10 +46,8 @@ class Evidence:
         Rows that were refused alone: the endpoint and its message.
     sites : dict of int to tuple of int
         Endpoints whose connections broke with the row in flight, in that order.
-    breaks : dict of int to (float, Failure)
-        When the last of them broke, and what that looked like.
-    crashed_alone : Counter of int
-        Crashes of engines that had nothing but this row.
+    breaks : dict of int to Failure
+        What the last of them looked like.
     answered : bool
         Whether any row was answered.
     in_question : dict of int to int
@@ -73,15 +69,15 @@ class Evidence:
 
     def __init__(self, max_attempts: int, rows: int) -> None:
         self._max_attempts = max_attempts
-        self._rows = max(1, rows)
-        self._faults: dict[int, list[int]] = {}  # the endpoints of a row's faults
-        self._failed_alone: dict[int, list[int]] = {}  # those of faults that it had alone
-        self._crashes = Counter[int]()
-        self.crashed_alone = Counter[int]()
+        self._chance = _CHANCE / max(1, rows)
+        self._faults: dict[int, list[int]] = {}  # the endpoints of a row's faults, as are the next two
+        self._failed_alone: dict[int, list[int]] = {}
+        self._crashes: dict[int, list[int]] = {}
+        self._crashed_alone: dict[int, int] = {}
         self._excuses: dict[int, int] = {}
         self.refusals: dict[int, tuple[int, Failure]] = {}
         self.sites: dict[int, tuple[int, ...]] = {}
-        self.breaks: dict[int, tuple[float, Failure]] = {}
+        self.breaks: dict[int, Failure] = {}
         self.answered = False
         self.in_question: dict[int, int] = {}
         self._denied: set[int] = set()
@@ -128,7 +124,7 @@ class Evidence:
 
     def _fails_often(self, row: int) -> bool:
         at = self._faults.get(row, ())
-        return len(at) >= self._max_attempts and self._is_no_accident(at, _CHANCE / self._rows)
+        return len(at) >= self._max_attempts and self._is_no_accident(at, self._chance)
 
     def _is_no_accident(self, at: Sequence[int], chance: float) -> bool:
         """Whether failures of one row at these endpoints are less likely than ``chance``, by the shares of requests of
@@ -137,49 +133,42 @@ class Evidence:
         """
         if len(at) >= _MOST_FAULTS * self._max_attempts:
             return True
-        usual = self._usual
         if not self.answered:
-            return usual ** max(len(at), self._counted) <= chance
+            return _share(self._failed_probes, self._probes) ** max(len(at), self._counted) <= chance
+        usual = _share(self._failed.total(), self._requests.total())
         return math.prod((self._failed[i] + 2 * usual) / (self._requests[i] + 2) for i in at) <= chance
 
-    @property
-    def _usual(self) -> float:
-        """The share of requests that fail. One may be the row's own; of few no more is known than that not all do."""
-        failed, requests = self._failed_probes, self._probes
-        if self.answered:
-            failed, requests = self._failed.total(), self._requests.total()
-        return max(1, failed) / (requests + 2)
-
-    def meet(self, rows: Iterable[int], endpoint: int, failure: Failure, now: float) -> None:
+    def meet(self, rows: Iterable[int], endpoint: int, failure: Failure) -> None:
         """Note that a connection to an endpoint broke with these rows in flight."""
         for row in rows:
-            self.breaks[row] = now, failure
+            self.breaks[row] = failure
             sites = self.sites.get(row, ())
             if endpoint not in sites:
                 self.sites[row] = (*sites, endpoint)
 
-    def by_sites(self, rows: Iterable[int]) -> list[tuple[int, ...]]:
-        """The rows in parts that broke connections to the same endpoints."""
-        parts: dict[tuple[int, ...], list[int]] = {}
-        for row in rows:
-            parts.setdefault(self.sites.get(row, ()), []).append(row)
-        return [tuple(part) for part in parts.values()]
+    def most_sites(self, rows: Iterable[int]) -> tuple[int, ...]:
+        """The endpoints whose connections broke with the one of the rows in flight that has met the most."""
+        return max((self.sites[row] for row in rows if row in self.sites), key=len, default=())
 
-    def count_crash(self, rows: Sequence[int], alone: bool) -> None:
+    def count_crash(self, rows: Sequence[int], endpoint: int, alone: bool) -> None:
         """Count a crash of an engine against each row that was in flight there; ``alone``: nothing else was."""
-        self._crashes.update(rows)
-        self.crashed_alone.update(rows[:alone])
+        for row in rows:
+            self._crashes.setdefault(row, []).append(endpoint)
+        if alone:
+            self._crashed_alone[rows[0]] = self.crashed_alone(rows[0]) + 1
+
+    def crashed_alone(self, row: int) -> int:
+        """Crashes of engines that had nothing but this row."""
+        return self._crashed_alone.get(row, 0)
 
     def is_condemned(self, row: int) -> bool:
         """Whether the crashes of a row are enough to fail it."""
-        if self.crashed_alone[row] < 2 or not self.crashes_engines(row):
-            return False
-        crashes, most = self._crashes[row], _MOST_CRASHES * self._max_attempts
-        return crashes >= most or self._usual**crashes <= _CRASH_CHANCE / self._rows
+        at = self._crashes.get(row, ())
+        return self.crashed_alone(row) > 1 and len(at) >= MAX_CRASHES and self._is_no_accident(at, self._chance)
 
     def crashes_engines(self, row: int) -> bool:
         """Whether a row was in so many crashes that it meets no further engine."""
-        return self._crashes[row] >= MAX_CRASHES
+        return len(self._crashes.get(row, ())) >= MAX_CRASHES
 
     def excuse(self, rows: Iterable[int]) -> bool:
         """Note that many endpoints broke at one time with these rows in flight; return whether that clears them."""
@@ -224,4 +213,10 @@ class Evidence:
 
     def is_clean(self, row: int) -> bool:
         """Whether nothing speaks against a row that should keep it from further endpoints."""
-        return row not in self._crashes and row not in self.refusals and not self._fails_often(row)
+        broken = row in self._crashes or len(self.sites.get(row, ())) >= MAX_CRASHES
+        return not broken and row not in self.refusals and not self._fails_often(row)
+
+
+def _share(failed: int, requests: int) -> float:
+    """The share of requests that fail: one may be the row's own, and of few no more is known than that not all do."""
+    return max(1, failed) / (requests + 2)

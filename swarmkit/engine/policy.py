@@ -141,7 +141,7 @@ class RetryPolicy:
     ----------
     max_attempts : int, default 5
         Requests of a row that may fail at endpoints that answer others before the row fails. Where faults are frequent
-        a row is tried more often (eight times as often at most): until faults alone would fail a good row in one of a
+        a row is tried more often (eight times as often at most), until chance would hardly fail one good row in a
         million runs. Outages are not counted.
     breaker_threshold : int, default 3
         Faults in a row that open an endpoint's breaker. A refused connection opens it at once.

@@ -34,7 +34,7 @@ from . import messages
 from .breaker import Breaker
 from .deadline import LastSends
 from .endpoints import Fleet
-from .evidence import Evidence
+from .evidence import MAX_CRASHES, Evidence
 from .policy import REACTIONS
 from .queues import Queues, RetryBatch, RetryBatches, halves
 from .rations import Rations
@@ -285,9 +285,9 @@ class Scheduler:
         self._wakes = {at for at in self._wakes if at > self._now}
         for broken, crashed, lives in list(self._suspects.verdicts(self._now)):
             self._judge(broken, crashed, lives)
-        for row in list(self._suspects.hopeless(self._now)):
+        for row in list(self._suspects.hopeless()):
             if self.wants(row):
-                self._settle(row, self._evidence.breaks[row][1])
+                self._settle(row, self._evidence.breaks[row])
         if self._suspects.groups:
             self._place_suspects()  # before endpoints that are back are filled with other work
         for index in rested:
@@ -428,7 +428,6 @@ class Scheduler:
         # For others: it has answered some, and not just refused them, and its last outcome was no fault.
         answers = e.proven and e.done > 0 and not (stale or taken_out)
         well = answers and not e.faults
-        counts = not (stale or e.faults)  # of a server that has not answered yet a crash says as much
         # Or was when this was sent, and others failed with it: each of them may be at fault.
         was_well = well or (answers and e.faults == 1 and request.sent_at < e.fault_at)
         # Denied by an endpoint that has answered: that may be about these rows. Not so where it is the key (keys expire
@@ -461,13 +460,13 @@ class Scheduler:
             if was_well and reaction.counts:
                 self._evidence.count_fault((row,), index, alone)
             if breaks:
-                self._evidence.meet((row,), index, failure, self._now)
+                self._evidence.meet((row,), index, failure)
             rows = tuple(r for r in rows if r != row)
         if rows:
             self._work_available = True
             self.counts.retries += 1
             if breaks:
-                self._broke(request, rows, failure, counts)
+                self._broke(request, rows, failure, well)
             elif denied or reaction.rows == "refused":
                 self._refused(rows, index, failure, request.retry_batch or RetryBatch(rows), alone)
             elif reaction.counts:
@@ -592,13 +591,13 @@ class Scheduler:
             again = RetryBatch(some, frozenset((index,)), suspect, part=part or halved)
             (self._suspects.groups if suspect else self._retry_batches).append(again)
 
-    def _broke(self, request: Request, rows: tuple[int, ...], failure: Failure, counts: bool) -> None:
+    def _broke(self, request: Request, rows: tuple[int, ...], failure: Failure, well: bool) -> None:
         """A connection broke: what that says about the rows is decided a little later (``suspects.py``)."""
         index = request.batch.endpoint
-        self._evidence.meet(rows, index, failure, self._now)
+        self._evidence.meet(rows, index, failure)
         self._wake(self._now + VERDICT_S)
         alone = len(request.batch.rows) == 1
-        held = self._suspects.broke(index, rows, failure, self._now, counts=counts, alone=alone, tested=request.suspect)
+        held = self._suspects.broke(index, rows, failure, self._now, counts=well, alone=alone, tested=request.suspect)
         if not held:
             part = request.retry_batch is not None and request.retry_batch.part
             self._retry_batches.append(RetryBatch(rows, frozenset((index,)), part=part))
@@ -610,14 +609,14 @@ class Scheduler:
             return
         self._work_available = True
         if not crashed and (lives or self._evidence.excuse(rows)):
-            counts = broken.counts and lives and self.fleet[broken.endpoint].proven
+            counts = broken.counts and lives
             if broken.held:
                 batch = RetryBatch(rows, suspect=broken.tested and not lives, part=True)
                 self._blame(rows, broken.endpoint, broken.failure, counts, broken.alone, batch)
             elif counts:
                 self._evidence.count_fault(rows, broken.endpoint, broken.alone)
             return
-        self._evidence.count_crash(rows, alone=broken.tested and broken.alone)
+        self._evidence.count_crash(rows, broken.endpoint, alone=broken.tested and broken.alone)
         if not broken.held:
             return
         if self._evidence.is_condemned(rows[0]):
@@ -625,7 +624,7 @@ class Scheduler:
             return
         self.counts.suspects += len(rows)
         self.counts.halvings += broken.tested and len(rows) > 1
-        for part in halves(rows) if broken.tested else self._evidence.by_sites(rows):
+        for part in halves(rows) if broken.tested else [rows]:
             self._suspects.groups.append(RetryBatch(part, suspect=True))
 
     def _retract(self, rows: Iterable[int]) -> None:
@@ -782,10 +781,11 @@ class Scheduler:
         row = next((r for r in retry_batch.rows if r in self._evidence.refusals), retry_batch.rows[0])
         refused_by, refusal = self._evidence.refusals.get(row, _NO_REFUSAL)
         barred = retry_batch.avoid if refused_by is None else retry_batch.avoid | {refused_by}
+        sites = self._evidence.most_sites(retry_batch.rows)
         if refusal is not None and refusal.kind is not FailureKind.DENIED and refused_by == index:
             return True
-        if sites := self._suspects.may_return(retry_batch.rows, self._now):
-            return index not in sites
+        if len(sites) >= MAX_CRASHES:
+            return index not in sites and any(self._suspects.may_return(i) for i in sites)
         return index in barred and self.fleet.others_well(barred)
 
     def _test(self, index: int) -> None:

@@ -19,7 +19,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from .endpoints import Fleet
-from .evidence import MAX_CRASHES, Evidence
+from .evidence import Evidence
 from .request import Request
 
 __all__ = ["Late", "Stragglers"]
@@ -126,12 +126,14 @@ class Stragglers:
                 yield index, part
 
     def _part(self, late: deque[Late], size: int, index: int, soon: float, limited: Mapping[int, int]) -> list[Late]:
-        """Take up to ``size`` rows that may go to an endpoint together: none that it holds."""
+        """Take up to ``size`` rows that may go to an endpoint together: none that it holds, or, if it is unwell, that
+        broke a connection."""
+        sites: Collection[int] = () if self._fleet[index].well else self._evidence.sites
         part: list[Late] = []
         passed: list[Late] = []
         while late and len(part) < size and late[0].ends_at > soon:
             x = late.popleft()
-            fits = x.request.batch.endpoint != index and self._may_meet(x, index)
+            fits = x.request.batch.endpoint != index and x.row not in sites
             fits = fits and (not part or limited.get(x.row) == limited.get(part[0].row))
             (part if fits else passed).append(x)
         late.extendleft(reversed(passed))
@@ -192,12 +194,6 @@ class Stragglers:
     def _may_duplicate(self, row: int) -> bool:
         """A row has one duplicate at a time, and none if it may crash engines, was refused or failed too often."""
         return row not in self._holders and self._evidence.is_clean(row)
-
-    def _may_meet(self, late: Late, index: int) -> bool:
-        """Where connections broke, a row meets three endpoints at most, and none that is unwell."""
-        if not (sites := self._evidence.sites.get(late.row)):
-            return True
-        return self._fleet[index].well and len({*sites, late.request.batch.endpoint, index}) <= MAX_CRASHES
 
     def duplicated(self, late: Late, other: int) -> None:
         """Note that two requests hold a row."""

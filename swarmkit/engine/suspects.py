@@ -2,20 +2,19 @@
 
 A connection that breaks says little: the network, a proxy or a restart may be the cause. Half a second later more is
 known. If the endpoint holds a request by then, its engine lives, and only that one request failed. If the endpoint had
-failed before, several endpoints broke at that time, or it was taken out of the pool, something else may be the cause:
-that excuses the rows in flight a few times. What remains is a crash, and these rows are its possible causes.
+failed before, several endpoints broke at that time, or it was taken out of the pool, something else is the cause. What
+remains is a crash, and the rows in flight are its possible causes.
 
 Rows that saw two crashes are suspect. They are tested in groups, each alone on a healthy endpoint while all other work
 goes on, and a group that crashes its endpoint is halved. A group goes to an endpoint that it crashed before, if one is
 back, so that at most three endpoints meet a row that crashes engines; while none is back, its rows are tested one by
-one. Any row that broke three waits two minutes for one of them. A row fails when it has crashed engines alone twice, or
-once if none of three comes back within half a minute.
+one. A row fails when it has crashed engines alone twice, or once if none of three comes back within half a minute.
 """
 
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from ..records import Failure
@@ -30,9 +29,8 @@ VERDICT_S = 0.5
 """Seconds after a connection broke until it is decided whether the engine crashed."""
 _AT_ONE_TIME_S = 1.0
 _RESTART_S = 30.0  # an endpoint that rows crashed is waited for so long
-_RELOAD_S = 120.0  # ... before rows that broke three meet a fourth: a server that loads its model takes that long
 _TRIES = 4  # groups that are offered an endpoint at one event
-_MANY = 3  # endpoints that break at one time: an incident that says little about rows
+_MANY = 3  # endpoints that break at one time: an incident that says nothing about rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,19 +119,18 @@ class Suspects:
 
     def verdicts(self, now: float) -> Iterator[tuple[BrokenRequest, bool, bool]]:
         """The requests that broke long enough ago: each with whether the engine crashed, and whether it lives."""
-        if not self._broken or now < self._broken[0].at + VERDICT_S:
-            return
-        while self._breaks[0][0] < self._broken[0].at - _AT_ONE_TIME_S:
-            self._breaks.popleft()
-        many = len({endpoint for _, endpoint in self._breaks}) >= _MANY
         while self._broken and self._broken[0].at + VERDICT_S <= now:
             broken = self._broken.popleft()
             self._awaiting.subtract(broken.rows)
+            self._awaiting = +self._awaiting
+            while self._breaks[0][0] < broken.at - _AT_ONE_TIME_S:
+                self._breaks.popleft()
+            others = {endpoint for at, endpoint in self._breaks if at <= broken.at + _AT_ONE_TIME_S}
+            many = len(others) >= _MANY
             e = self._fleet[broken.endpoint]
             lives = e.requests > 0 and not many
             stopped = e.breaker is Breaker.REMOVED
             yield broken, broken.counts and not (lives or many or stopped), lives
-        self._awaiting = +self._awaiting
 
     def place(self, now: float, most: int, wanted: Callable[[int], bool]) -> list[int]:
         """Reserve endpoints for groups, ``most`` at once; return those newly reserved."""
@@ -171,37 +168,23 @@ class Suspects:
 
         if back := [i for i in sites if free(i)]:
             return min(back, key=load), False
-        three = len(sites) >= MAX_CRASHES
-        waits = self._may_return(sites, rows[0], now, _RELOAD_S if three else _RESTART_S)
-        spared = three and self._evidence.crashes_engines(rows[0])
-        if waits or spared or any(i in self.reserved for i in sites):
+        spared = len(sites) >= MAX_CRASHES and self._evidence.crashes_engines(rows[0])
+        if spared or any(i in self.reserved or self.may_return(i) for i in sites):
             return None, False
         return min((i for i in range(len(self._fleet)) if i not in sites and free(i)), key=load, default=None), True
 
-    def may_return(self, rows: Iterable[int], now: float) -> Collection[int]:
-        """The endpoints for which rows wait that broke three, before they meet another one; none if they do not."""
-        sites = self._evidence.sites
-        three = [row for row in rows if len(sites.get(row, ())) >= MAX_CRASHES]
-        common = set.intersection(*(set(sites[row]) for row in three)) if three else ()
-        return common if common and self._may_return(common, three[0], now, _RELOAD_S) else ()
+    def may_return(self, index: int) -> bool:
+        """Whether an endpoint is well, or has not been seen to fail for long."""
+        e = self._fleet[index]
+        return e.well or (e.breaker is not Breaker.REMOVED and e.failed_at - e.unwell_since < _RESTART_S)
 
-    def _may_return(self, sites: Iterable[int], row: int, now: float, within: float) -> bool:
-        """Whether one of the endpoints is well, or may be so within some seconds of its last answer, or since the row
-        broke the last of them."""
-        broke_at = self._evidence.breaks[row][0]
-        for e in map(self._fleet.__getitem__, sites):
-            soon = now < max(broke_at, e.delivered_at) + within
-            if e.well or (soon and e.breaker is not Breaker.REMOVED):
-                return True
-        return False
-
-    def hopeless(self, now: float) -> Iterator[int]:
+    def hopeless(self) -> Iterator[int]:
         """Rows that crashed an engine alone, and none of the three engines that they crashed comes back."""
         for group in self.groups:
             row = group.rows[0]
-            sites = self._evidence.sites[row]
-            guilty = self._evidence.crashed_alone[row] and self._evidence.crashes_engines(row)
-            if guilty and len(sites) >= MAX_CRASHES and not self._may_return(sites, row, now, _RESTART_S):
+            sites = self._evidence.sites.get(row, ())
+            guilty = self._evidence.crashed_alone(row) and self._evidence.crashes_engines(row)
+            if guilty and len(sites) >= MAX_CRASHES and not any(self.may_return(i) for i in sites):
                 yield row
 
     def waiting(self) -> Iterator[int]:

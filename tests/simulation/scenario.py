@@ -266,7 +266,7 @@ class Scenario:
             silent = min(1, silent)  # else each keeps a place that others need
         hangs = (4 if sound else 40) * timeout_s * (silent or bool(self.kill.kind is FailureKind.HANG and self.killers))
         outages = 45.0 if any(s.down for s in self.servers) else 0.0
-        tries = 4 * retry.max_attempts  # of a killer, where faults are frequent
+        tries = 4 * retry.max_attempts  # of a killer, at most, where faults are frequent
         crash_s = 0.0  # until the engine is seen to be back
         if self.kill.kills_engine is not None:
             crash_s = self.kill.kills_engine + timeout_s * any(s.silent for s in self.servers)
