@@ -7,14 +7,13 @@ A row is given up only on evidence that a person would accept:
 * it *crashed* engines: three times one died with it in flight, twice while it was the only row there (once, if none of
   three comes back);
 * its requests *failed* again and again at endpoints that answer other rows, also with the row alone. Faults of
-  an endpoint that fails for other rows too are not counted, and where faults are frequent more of them are needed, so
-  that a row does not fail by chance.
+  an endpoint that fails for other rows too are not counted, and where faults are frequent on the whole fleet more of
+  them are needed, so that a row does not fail by chance.
 """
 
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from ..records import Failure
@@ -23,11 +22,11 @@ __all__ = ["MAX_CRASHES", "Evidence"]
 
 MAX_CRASHES = 3
 """Endpoints that a row may crash, at most."""
-_CHANCE = 1e-6  # probability that faults alone fail one good row in a run
+_CHANCE = 1e-3  # probability that faults alone fail one good row in a run
 _UNLIKELY = 0.01  # probability below which faults of a batch are taken for those of a row in it
 _HALVED_AT = 2  # faults at which a batch is halved, where they are rare
 _MOST_EXCUSES = 6  # incidents of many endpoints that clear a row; rows that crash engines in step are no accident
-_MOST_FAULTS = 8  # times ``max_attempts``: no row is retried more often
+_MOST_FAULTS = 4  # times ``max_attempts``: no row is retried more often
 
 
 class Evidence:
@@ -57,11 +56,11 @@ class Evidence:
     Examples
     --------
     >>> evidence = Evidence(max_attempts=2, rows=10)
-    >>> for _ in range(10_000):
-    ...     evidence.count_request(0, failed=False)
+    >>> for _ in range(1000):
+    ...     evidence.count_request(failed=False)
     >>> evidence.answered = True
     >>> for _ in range(2):
-    ...     evidence.count_fault([7], 0, alone=True)
+    ...     evidence.count_fault([7], alone=True)
     ...     print(evidence.is_spent(7))
     False
     True
@@ -70,9 +69,9 @@ class Evidence:
     def __init__(self, max_attempts: int, rows: int) -> None:
         self._max_attempts = max_attempts
         self._chance = _CHANCE / max(1, rows)
-        self._faults: dict[int, list[int]] = {}  # the endpoints of a row's faults, as are the next two
-        self._failed_alone: dict[int, list[int]] = {}
-        self._crashes: dict[int, list[int]] = {}
+        self._faults: dict[int, int] = {}
+        self._crashes: dict[int, int] = {}
+        self._failed_alone: dict[int, int] = {}
         self._crashed_alone: dict[int, int] = {}
         self._excuses: dict[int, int] = {}
         self.refusals: dict[int, tuple[int, Failure]] = {}
@@ -83,34 +82,35 @@ class Evidence:
         self._denied: set[int] = set()
         self._failing: set[int] = set()  # endpoints that deny rows in question, and have failed since
         self._counted = 0  # failed requests whose rows were blamed
-        self._requests, self._failed = Counter[int](), Counter[int]()  # by endpoint
+        self._requests = self._failed = 0
         self._probes = self._failed_probes = 0
 
-    def count_request(self, endpoint: int, failed: bool, probe: bool = False) -> None:
+    def count_request(self, failed: bool, probe: bool = False) -> None:
         """Count a request of rows that nothing speaks against, or a ``probe`` with a prompt that is known to be good,
-        and whether it failed by the endpoint's fault."""
-        self._requests[endpoint] += 1
-        self._probes += probe
-        if failed:
-            self._failed[endpoint] += 1
-            self._failed_probes += probe
+        and whether it failed by an endpoint's fault."""
+        if probe:
+            self._probes += 1
+            self._failed_probes += failed
+        else:
+            self._requests += 1
+            self._failed += failed
 
-    def count_fault(self, rows: Sequence[int], endpoint: int, alone: bool) -> None:
-        """Count a fault of an endpoint against each row; ``alone``: the request had this one only."""
+    def count_fault(self, rows: Sequence[int], alone: bool) -> None:
+        """Count a fault against each row; ``alone``: the request had this one only."""
         self._counted += 1
         for row in rows:
-            self._faults.setdefault(row, []).append(endpoint)
+            self._faults[row] = self._faults.get(row, 0) + 1
         if alone:
-            self._failed_alone.setdefault(rows[0], []).append(endpoint)
+            self._failed_alone[rows[0]] = self._failed_alone.get(rows[0], 0) + 1
 
     def points_at(self, rows: Iterable[int]) -> bool:
         """Whether rows have failed so often that one of them may be the reason: it is looked for in halves."""
-        at = max((self._faults.get(row, []) for row in rows), key=len)
-        return len(at) >= min(_HALVED_AT, self._max_attempts) and self._is_no_accident(at, _UNLIKELY)
+        most = self.most_faults(rows)
+        return most >= min(_HALVED_AT, self._max_attempts) and self._is_no_accident(most, _UNLIKELY)
 
     def most_faults(self, rows: Iterable[int]) -> int:
         """The most counted faults that one of the rows has."""
-        return max((len(self._faults.get(row, ())) for row in rows), default=0)
+        return max((self._faults.get(row, 0) for row in rows), default=0)
 
     def speaks_against(self, rows: Iterable[int]) -> bool:
         """Whether one of the rows has a counted fault or was in a crash."""
@@ -120,23 +120,26 @@ class Evidence:
 
     def is_spent(self, row: int) -> bool:
         """Whether the faults of a row are enough to fail it: those in company, and those that it had alone."""
-        return self._fails_often(row) and self._is_no_accident(self._failed_alone.get(row, ()), _UNLIKELY)
+        return self._fails_often(row) and self._is_no_accident(self._failed_alone.get(row, 0), _UNLIKELY)
 
     def _fails_often(self, row: int) -> bool:
-        at = self._faults.get(row, ())
-        return len(at) >= self._max_attempts and self._is_no_accident(at, self._chance)
+        count = self._faults.get(row, 0)
+        return count >= self._max_attempts and self._is_no_accident(count, self._chance)
 
-    def _is_no_accident(self, at: Sequence[int], chance: float) -> bool:
-        """Whether failures of one row at these endpoints are less likely than ``chance``, by the shares of requests of
-        other rows that fail there; those of few requests are closer to that of the fleet. While no row was answered it
-        is the share of the plain prompts, to the power of the failures of all rows: chance would have let one through.
-        """
-        if len(at) >= _MOST_FAULTS * self._max_attempts:
+    def _is_no_accident(self, count: int, chance: float) -> bool:
+        """Whether so many failures of one row are less likely than ``chance``: the share of requests of other rows
+        that fail, to the power of their number. While no row was answered it is that of the plain prompts, to the power
+        of the failures of all rows: chance would have let one through."""
+        if count >= _MOST_FAULTS * self._max_attempts:
             return True
-        if not self.answered:
-            return _share(self._failed_probes, self._probes) ** max(len(at), self._counted) <= chance
-        usual = _share(self._failed.total(), self._requests.total())
-        return math.prod((self._failed[i] + 2 * usual) / (self._requests[i] + 2) for i in at) <= chance
+        requests, failed = self._probes, self._failed_probes
+        if self.answered:
+            requests, failed = requests + self._requests, failed + self._failed
+        else:
+            count = max(count, self._counted)
+        # One failure may be the row's own; of few requests no more is known than that not all fail.
+        failing = max(1, failed) / (requests + 2)
+        return count * math.log(failing) <= math.log(chance)
 
     def meet(self, rows: Iterable[int], endpoint: int, failure: Failure) -> None:
         """Note that a connection to an endpoint broke with these rows in flight."""
@@ -150,10 +153,10 @@ class Evidence:
         """The endpoints whose connections broke with the one of the rows in flight that has met the most."""
         return max((self.sites[row] for row in rows if row in self.sites), key=len, default=())
 
-    def count_crash(self, rows: Sequence[int], endpoint: int, alone: bool) -> None:
+    def count_crash(self, rows: Sequence[int], alone: bool) -> None:
         """Count a crash of an engine against each row that was in flight there; ``alone``: nothing else was."""
         for row in rows:
-            self._crashes.setdefault(row, []).append(endpoint)
+            self._crashes[row] = self._crashes.get(row, 0) + 1
         if alone:
             self._crashed_alone[rows[0]] = self.crashed_alone(rows[0]) + 1
 
@@ -163,12 +166,12 @@ class Evidence:
 
     def is_condemned(self, row: int) -> bool:
         """Whether the crashes of a row are enough to fail it."""
-        at = self._crashes.get(row, ())
-        return self.crashed_alone(row) > 1 and len(at) >= MAX_CRASHES and self._is_no_accident(at, self._chance)
+        alone, crashes = self.crashed_alone(row), self._crashes.get(row, 0)
+        return alone > 1 and crashes >= MAX_CRASHES and self._is_no_accident(crashes, self._chance)
 
     def crashes_engines(self, row: int) -> bool:
         """Whether a row was in so many crashes that it meets no further engine."""
-        return len(self._crashes.get(row, ())) >= MAX_CRASHES
+        return self._crashes.get(row, 0) >= MAX_CRASHES
 
     def excuse(self, rows: Iterable[int]) -> bool:
         """Note that many endpoints broke at one time with these rows in flight; return whether that clears them."""
@@ -215,8 +218,3 @@ class Evidence:
         """Whether nothing speaks against a row that should keep it from further endpoints."""
         broken = row in self._crashes or len(self.sites.get(row, ())) >= MAX_CRASHES
         return not broken and row not in self.refusals and not self._fails_often(row)
-
-
-def _share(failed: int, requests: int) -> float:
-    """The share of requests that fail: one may be the row's own, and of few no more is known than that not all do."""
-    return max(1, failed) / (requests + 2)

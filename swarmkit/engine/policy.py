@@ -141,8 +141,7 @@ class RetryPolicy:
     ----------
     max_attempts : int, default 5
         Requests of a row that may fail at endpoints that answer others before the row fails. Where faults are frequent
-        a row is tried more often (eight times as often at most), until chance would hardly fail one good row in a
-        million runs. Outages are not counted.
+        on all endpoints a row is tried more often (four times as often at most). Outages are not counted.
     breaker_threshold : int, default 3
         Faults in a row that open an endpoint's breaker. A refused connection opens it at once.
     base_s, cap_s : float, default 0.5 and 30

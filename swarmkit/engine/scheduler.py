@@ -375,7 +375,7 @@ class Scheduler:
             return
         at_limit = len(self._in_flight) >= self._concurrency
         if request.counts:
-            self._evidence.count_request(request.batch.endpoint, failed=False, probe=request.is_probe)
+            self._evidence.count_request(failed=False, probe=request.is_probe)
         if not request.batch.rows:
             self._refusals.answered(request.batch.ticket)
             self._work_available = True
@@ -424,7 +424,7 @@ class Scheduler:
         reaction, breaks = REACTIONS[failure.kind], failure.kind in _BREAKS and not taken_out
         self._last_failure = failure
         if reaction.counts and request.counts and not taken_out:
-            self._evidence.count_request(index, failed=True, probe=request.is_probe)
+            self._evidence.count_request(failed=True, probe=request.is_probe)
         # For others: it has answered some, and not just refused them, and its last outcome was no fault.
         answers = e.proven and e.done > 0 and not (stale or taken_out)
         well = answers and not e.faults
@@ -458,7 +458,7 @@ class Scheduler:
         for row in filter(self._stragglers.has_duplicate, rows):
             self._stragglers.lost(row)
             if was_well and reaction.counts:
-                self._evidence.count_fault((row,), index, alone)
+                self._evidence.count_fault((row,), alone)
             if breaks:
                 self._evidence.meet((row,), index, failure)
             rows = tuple(r for r in rows if r != row)
@@ -578,7 +578,7 @@ class Scheduler:
     ) -> None:
         """Rows of a request that failed by a fault: sent again elsewhere, halved, or failed."""
         if well:
-            self._evidence.count_fault(rows, index, alone)
+            self._evidence.count_fault(rows, alone)
         if alone and well and self._evidence.is_spent(rows[0]):
             self._settle(rows[0], failure)
             return
@@ -614,9 +614,9 @@ class Scheduler:
                 batch = RetryBatch(rows, suspect=broken.tested and not lives, part=True)
                 self._blame(rows, broken.endpoint, broken.failure, counts, broken.alone, batch)
             elif counts:
-                self._evidence.count_fault(rows, broken.endpoint, broken.alone)
+                self._evidence.count_fault(rows, broken.alone)
             return
-        self._evidence.count_crash(rows, broken.endpoint, alone=broken.tested and broken.alone)
+        self._evidence.count_crash(rows, alone=broken.tested and broken.alone)
         if not broken.held:
             return
         if self._evidence.is_condemned(rows[0]):
